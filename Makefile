@@ -1,0 +1,64 @@
+# Every command of the project. `make` alone lists them; each one works in a fresh clone.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+MODEL ?= emoji
+PORT ?= 50051
+OUT ?= demo.png
+
+# On a small machine several OpenMP threads per process wait for each other more than they work.
+ONE_THREAD := OMP_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup proto check test demo serve train bench ci
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## create .venv with the pinned versions and the four commands
+
+$(READY): pyproject.toml constraints.txt
+	@echo "== setup: installing into $(VENV)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+proto: $(READY) ## regenerate shared/wire/pb from proto/
+	@echo "== proto: shared/wire/pb from proto/ciar/v1/ciar.proto"
+	$(BIN)/python -m grpc_tools.protoc -I shared/wire/pb=proto/ciar/v1 \
+		--python_out=. --pyi_out=. --grpc_python_out=. shared/wire/pb/ciar.proto
+
+check: $(READY) ## lint, types, protocol up to date, import law
+	@echo "== check: ruff, mypy, buf, generated code, import law"
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(ONE_THREAD) $(BIN)/pytest -q tests/wire/test_generated.py tests/test_architecture.py
+
+test: $(READY) ## all tests; no network, under 10 minutes on two cores
+	@echo "== test: pytest"
+	$(ONE_THREAD) $(BIN)/pytest -q
+
+demo: $(READY) ## draw one picture over a real server; OUT=demo.png
+	@echo "== demo: one picture into $(OUT)"
+	$(ONE_THREAD) PATH="$(CURDIR)/$(BIN):$$PATH" bash deploy/demo.sh "$(OUT)"
+
+serve: $(READY) ## start a cloud server; MODEL=emoji PORT=50051
+	@echo "== serve: $(MODEL) on port $(PORT)"
+	$(BIN)/cloud-server --model $(MODEL) --port $(PORT)
+
+train: $(READY) ## train the bundled models again: tokenizer, cloud model, device model
+	@echo "== train: tokenizer, base, device (hours on a CPU)"
+	$(BIN)/ciar-train tokenizer
+	$(BIN)/ciar-train base
+	$(BIN)/ciar-train device
+
+bench: $(READY) ## measure every policy and print the tables
+	@echo "== bench: ciar-eval bench"
+	$(BIN)/ciar-eval bench
+
+ci: check test ## check, test, and the demo into a temporary picture
+	@echo "== ci: demo"
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(MAKE) demo OUT="$$folder/demo.png" && test -s "$$folder/demo.png"
