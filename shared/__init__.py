@@ -1,0 +1,1 @@
+"""What device and cloud must agree on: values that travel, decoding mathematics, models, the wire."""

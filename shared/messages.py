@@ -1,0 +1,151 @@
+"""The values that travel between device and cloud, as frozen dataclasses. Knows nothing of protobuf or gRPC.
+
+Positions count image tokens from 0. `T` is the number of image tokens, `V` the codebook size, `d_f` the
+feature width. Token arrays are int32 NumPy vectors; arrays are compared by identity, so these values are not
+hashable by content.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.decoding.warp import Warp
+
+Tokens = NDArray[np.int32]
+
+
+def no_tokens() -> Tokens:
+    """An empty token vector."""
+    return np.zeros(0, dtype=np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Interval features (SPEC eq. 5) of some of the tokens they travel with: value = codes * scale.
+
+    index  uint16 [n]       places in the accompanying token vector, strictly ascending
+    codes  int8   [n, d_f]
+    scale  float16 [n]      one scale per feature
+    """
+
+    index: NDArray[np.uint16]
+    codes: NDArray[np.int8]
+    scale: NDArray[np.float16]
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """The sparse warped q each span token was sampled from; only `rejection` acceptance needs it.
+
+    ids            int32   [K, k]   codebook ids, distinct within a row
+    probabilities  float16 [K, k]   each row sums to one within rounding
+    """
+
+    ids: NDArray[np.int32]
+    probabilities: NDArray[np.float16]
+
+
+@dataclass(frozen=True, eq=False)
+class Open:
+    """Device -> cloud: begin (or resume) one image.
+
+    With `resume` empty the cloud draws `prefix_tokens` tokens itself (prefix injection) and returns them in
+    Opened. With `resume` set the device already owns that many tokens; the cloud draws only what is missing
+    of the prefix.
+    """
+
+    model: str
+    cloud_digest: str  # digest of the cloud weights this device was trained for
+    codebook_size: int  # V
+    prompt: str
+    seed: int  # 0 <= seed < 2**64
+    warp: Warp
+    prefix_tokens: int  # m = floor(rho * T)
+    acceptance: str  # a name in shared.decoding.acceptance.RULES
+    resume: Tokens = field(default_factory=no_tokens)
+    resume_features: Features | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """Cloud -> device: the session exists; `prefix` holds the tokens drawn by the cloud after `resume`."""
+
+    session: str
+    image_tokens: int  # T
+    prefix: Tokens
+    cloud_forwards: int  # spent on the prefix
+    cloud_s: float  # seconds of model time spent on the prefix
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """Device -> cloud: one round.
+
+    base      tokens the cloud has committed so far, its own last correction or bonus included
+    catch_up  tokens the device kept by itself since `base`
+    features  interval features of some catch-up tokens (None: plain embeddings)
+    span      K >= 1 drafted tokens to judge, at positions base + len(catch_up) ...
+    """
+
+    round: int
+    base: int
+    span: Tokens
+    catch_up: Tokens = field(default_factory=no_tokens)
+    features: Features | None = None
+    proposal: Proposal | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """Cloud -> device: span[:accepted] stands; `token` follows it (correction, or bonus when all was
+    accepted).
+
+    `token` is None only when the accepted span ends the image.
+    """
+
+    round: int
+    accepted: int
+    token: int | None
+    cloud_s: float  # seconds of model time this round spent
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Device -> cloud: the image is complete (or given up); answer with Usage and free the session."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Cloud -> device: what the session cost, counted by the cloud (SPEC section 8)."""
+
+    cloud_forwards: int
+    rounds: int
+    judged: int
+    accepted: int
+    cloud_s: float
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One served model, as GetInfo reports it."""
+
+    name: str
+    digest: str
+    codebook_size: int  # V
+    image_tokens: int  # T
+    feature_width: int  # d_f
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """GetInfo's answer."""
+
+    protocol_version: int
+    models: tuple[ModelInfo, ...]
+    max_prompt_chars: int
+    max_span_tokens: int
+    max_sessions: int
+    max_message_bytes: int
