@@ -1,0 +1,1 @@
+"""The wire: messages <-> protobuf. Knows nothing of gRPC calls, models or sessions."""

@@ -1,0 +1,298 @@
+"""Messages <-> the protobuf frames of proto/ciar/v1/ciar.proto. Knows nothing of gRPC, models or sessions.
+
+This file, tensors.py and the generated code alone know the protobuf layout. Whatever arrives is checked for
+form here; what depends on a model (id < V, positions, span limits) is checked by the session.
+Malformed requests raise InvalidDraft or InvalidRequest, malformed responses raise CiarError.
+"""
+
+from __future__ import annotations
+
+import math
+
+from shared.decoding.warp import Warp
+from shared.errors import (
+    CiarError,
+    CloudUnreachable,
+    InvalidDraft,
+    InvalidPrompt,
+    InvalidRequest,
+    ModelMismatch,
+    ModelUnavailable,
+    Overloaded,
+    SessionLost,
+)
+from shared.messages import Draft, Finish, ModelInfo, Open, Opened, ServerInfo, Usage, Verdict
+from shared.wire import tensors
+from shared.wire.pb import ciar_pb2 as pb
+
+PROTOCOL_VERSION = 1
+
+_CODES: dict[type[CiarError], pb.ErrorCode] = {
+    CiarError: pb.ERROR_CODE_INTERNAL,
+    InvalidRequest: pb.ERROR_CODE_INVALID_REQUEST,
+    InvalidPrompt: pb.ERROR_CODE_INVALID_PROMPT,
+    InvalidDraft: pb.ERROR_CODE_INVALID_DRAFT,
+    ModelUnavailable: pb.ERROR_CODE_MODEL_UNAVAILABLE,
+    ModelMismatch: pb.ERROR_CODE_MODEL_MISMATCH,
+    Overloaded: pb.ERROR_CODE_OVERLOADED,
+    SessionLost: pb.ERROR_CODE_SESSION_LOST,
+    CloudUnreachable: pb.ERROR_CODE_CLOUD_UNREACHABLE,
+}
+_ERRORS = {code: kind for kind, code in _CODES.items()}
+
+
+# ---- requests: device -> cloud
+
+
+def encode_open(message: Open) -> pb.GenerateRequest:
+    """The first frame of a stream; InvalidRequest or InvalidPrompt for what no frame can carry."""
+    if not 0 <= message.seed < 2**64:
+        raise InvalidRequest(f"seed {message.seed} is not allowed", "a seed is 0 .. 2**64 - 1")
+    if any("\ud800" <= char <= "\udfff" for char in message.prompt):
+        raise InvalidPrompt(f"the prompt {message.prompt!r} is not Unicode text", "it holds a lone surrogate")
+    return pb.GenerateRequest(
+        open=pb.Open(
+            model=message.model,
+            cloud_digest=message.cloud_digest,
+            codebook_size=message.codebook_size,
+            prompt=message.prompt,
+            seed=message.seed,
+            warp=_encode_warp(message.warp),
+            prefix_tokens=message.prefix_tokens,
+            acceptance=message.acceptance,
+            resume=tensors.encode_tokens(message.resume),
+            resume_features=tensors.encode_features(message.resume_features),
+        )
+    )
+
+
+def encode_draft(message: Draft) -> pb.GenerateRequest:
+    """One round."""
+    return pb.GenerateRequest(
+        draft=pb.Draft(
+            round=message.round,
+            base=message.base,
+            span=tensors.encode_tokens(message.span),
+            catch_up=tensors.encode_tokens(message.catch_up),
+            features=tensors.encode_features(message.features),
+            proposal=tensors.encode_proposal(message.proposal),
+        )
+    )
+
+
+def encode_finish(_: Finish) -> pb.GenerateRequest:
+    """The last frame of a stream."""
+    return pb.GenerateRequest(finish=pb.Finish())
+
+
+def decode_request(frame: pb.GenerateRequest) -> Open | Draft | Finish:
+    """The message in a frame. Raises InvalidDraft for a malformed Draft, InvalidRequest for any other."""
+    match frame.WhichOneof("frame"):
+        case "open":
+            return _decode_open(frame.open)
+        case "draft":
+            return _decode_draft(frame.draft)
+        case "finish":
+            return Finish()
+        case _:
+            raise InvalidRequest("the frame is empty or unknown", "a frame is one of open, draft, finish")
+
+
+def _decode_open(message: pb.Open) -> Open:
+    resume = tensors.decode_tokens(message, "resume", InvalidRequest)
+    return Open(
+        model=message.model,
+        cloud_digest=message.cloud_digest,
+        codebook_size=message.codebook_size,
+        prompt=message.prompt,
+        seed=message.seed,
+        warp=_decode_warp(message),
+        prefix_tokens=message.prefix_tokens,
+        acceptance=message.acceptance,
+        resume=resume,
+        resume_features=tensors.decode_features(message, "resume_features", len(resume), InvalidRequest),
+    )
+
+
+def _encode_warp(warp: Warp) -> pb.Warp:
+    return pb.Warp(guidance=warp.guidance, temperature=warp.temperature, top_k=warp.top_k, top_p=warp.top_p)
+
+
+def _decode_warp(message: pb.Open) -> Warp:
+    if not message.HasField("warp"):
+        raise InvalidRequest("the warp is missing", "Open needs guidance, temperature, top_k and top_p")
+    warp = message.warp
+    return Warp(guidance=warp.guidance, temperature=warp.temperature, top_k=warp.top_k, top_p=warp.top_p)
+
+
+def _decode_draft(message: pb.Draft) -> Draft:
+    span = tensors.decode_tokens(message, "span", InvalidDraft)
+    if not len(span):
+        raise InvalidDraft("the span has 0 tokens", "a draft needs at least 1")
+    catch_up = tensors.decode_tokens(message, "catch_up", InvalidDraft)
+    return Draft(
+        round=message.round,
+        base=message.base,
+        span=span,
+        catch_up=catch_up,
+        features=tensors.decode_features(message, "features", len(catch_up), InvalidDraft),
+        proposal=tensors.decode_proposal(message, len(span)),
+    )
+
+
+# ---- responses: cloud -> device
+
+
+def encode_response(message: Opened | Verdict | Usage | CiarError) -> pb.GenerateResponse:
+    """The frame of a message or an error; an error class without a code travels as its nearest base."""
+    match message:
+        case Opened():
+            return pb.GenerateResponse(opened=_encode_opened(message))
+        case Verdict():
+            return pb.GenerateResponse(verdict=_encode_verdict(message))
+        case Usage():
+            return pb.GenerateResponse(usage=_encode_usage(message))
+        case CiarError():
+            return pb.GenerateResponse(error=_encode_error(message))
+
+
+def decode_response(frame: pb.GenerateResponse) -> Opened | Verdict | Usage:
+    """The message in a frame. Raises the error an Error frame names, and CiarError for a malformed frame."""
+    match frame.WhichOneof("frame"):
+        case "opened":
+            return _decode_opened(frame.opened)
+        case "verdict":
+            return _decode_verdict(frame.verdict)
+        case "usage":
+            return _decode_usage(frame.usage)
+        case "error":
+            raise _decode_error(frame.error)
+        case _:
+            raise CiarError(
+                "the frame from the cloud is empty or unknown",
+                "a frame is one of opened, verdict, usage, error",
+                f"check that the server speaks protocol version {PROTOCOL_VERSION}",
+            )
+
+
+def _encode_opened(message: Opened) -> pb.Opened:
+    return pb.Opened(
+        session=message.session,
+        image_tokens=message.image_tokens,
+        prefix=tensors.encode_tokens(message.prefix),
+        cloud_forwards=message.cloud_forwards,
+        cloud_us=_microseconds(message.cloud_s),
+    )
+
+
+def _decode_opened(message: pb.Opened) -> Opened:
+    return Opened(
+        session=message.session,
+        image_tokens=message.image_tokens,
+        prefix=tensors.decode_tokens(message, "prefix", CiarError),
+        cloud_forwards=message.cloud_forwards,
+        cloud_s=message.cloud_us / 1e6,
+    )
+
+
+def _encode_verdict(message: Verdict) -> pb.Verdict:
+    return pb.Verdict(
+        round=message.round,
+        accepted=message.accepted,
+        token=message.token,
+        cloud_us=_microseconds(message.cloud_s),
+    )
+
+
+def _decode_verdict(message: pb.Verdict) -> Verdict:
+    return Verdict(
+        round=message.round,
+        accepted=message.accepted,
+        token=message.token if message.HasField("token") else None,
+        cloud_s=message.cloud_us / 1e6,
+    )
+
+
+def _encode_usage(message: Usage) -> pb.Usage:
+    return pb.Usage(
+        cloud_forwards=message.cloud_forwards,
+        rounds=message.rounds,
+        judged=message.judged,
+        accepted=message.accepted,
+        cloud_us=_microseconds(message.cloud_s),
+    )
+
+
+def _decode_usage(message: pb.Usage) -> Usage:
+    return Usage(
+        cloud_forwards=message.cloud_forwards,
+        rounds=message.rounds,
+        judged=message.judged,
+        accepted=message.accepted,
+        cloud_s=message.cloud_us / 1e6,
+    )
+
+
+def _encode_error(error: CiarError) -> pb.Error:
+    kind = next(kind for kind in type(error).__mro__ if kind in _CODES)
+    wait_ms = math.ceil(error.retry_after_s * 1000) if isinstance(error, Overloaded) else None
+    code = _CODES[kind]
+    return pb.Error(
+        code=code, what=error.what, why=error.why, next_step=error.next_step, retry_after_ms=wait_ms
+    )
+
+
+def _decode_error(error: pb.Error) -> CiarError:
+    kind = _ERRORS.get(error.code, CiarError)
+    if kind is Overloaded and error.HasField("retry_after_ms"):
+        return Overloaded(error.what, error.why, error.next_step, error.retry_after_ms / 1000)
+    return kind(error.what, error.why, error.next_step)
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1e6)
+
+
+# ---- GetInfo
+
+
+def encode_info(info: ServerInfo) -> pb.GetInfoResponse:
+    """GetInfo's answer."""
+    return pb.GetInfoResponse(
+        protocol_version=info.protocol_version,
+        models=[
+            pb.ModelInfo(
+                name=model.name,
+                digest=model.digest,
+                codebook_size=model.codebook_size,
+                image_tokens=model.image_tokens,
+                feature_width=model.feature_width,
+            )
+            for model in info.models
+        ],
+        max_prompt_chars=info.max_prompt_chars,
+        max_span_tokens=info.max_span_tokens,
+        max_sessions=info.max_sessions,
+        max_message_bytes=info.max_message_bytes,
+    )
+
+
+def decode_info(info: pb.GetInfoResponse) -> ServerInfo:
+    """The inverse of `encode_info`. Whether the version is spoken here is the caller's question."""
+    return ServerInfo(
+        protocol_version=info.protocol_version,
+        models=tuple(
+            ModelInfo(
+                name=model.name,
+                digest=model.digest,
+                codebook_size=model.codebook_size,
+                image_tokens=model.image_tokens,
+                feature_width=model.feature_width,
+            )
+            for model in info.models
+        ),
+        max_prompt_chars=info.max_prompt_chars,
+        max_span_tokens=info.max_span_tokens,
+        max_sessions=info.max_sessions,
+        max_message_bytes=info.max_message_bytes,
+    )

@@ -1,0 +1,158 @@
+"""Arrays <-> pb.Tensor, and the two values made of arrays: Features and Proposal. Knows nothing of models.
+
+Nothing is believed: dtype, rank, every dimension and the number of bytes are checked before an array is made,
+so a frame never costs more memory than it has bytes. `refuse` is the error class a violation is raised as.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+
+from shared.errors import CiarError, InvalidDraft
+from shared.messages import Features, Proposal, Tokens, no_tokens
+from shared.wire.pb import ciar_pb2 as pb
+
+Refusal = type[CiarError]
+
+_NUMPY: dict[int, np.dtype[Any]] = {
+    pb.DTYPE_UINT16: np.dtype("<u2"),
+    pb.DTYPE_INT32: np.dtype("<i4"),
+    pb.DTYPE_INT8: np.dtype("i1"),
+    pb.DTYPE_FLOAT16: np.dtype("<f2"),
+}
+_LARGEST_UINT16 = 0xFFFF
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What a Tensor field may hold."""
+
+    rank: int
+    dtypes: tuple[pb.Dtype, ...]
+
+
+_TOKENS = _Form(1, (pb.DTYPE_UINT16, pb.DTYPE_INT32))
+_INDEX = _Form(1, (pb.DTYPE_UINT16,))
+_CODES = _Form(2, (pb.DTYPE_INT8,))
+_SCALE = _Form(1, (pb.DTYPE_FLOAT16,))
+_PROPOSAL_IDS = _Form(2, _TOKENS.dtypes)
+_PROBABILITIES = _Form(2, (pb.DTYPE_FLOAT16,))
+
+
+def encode_tokens(tokens: Tokens) -> pb.Tensor | None:
+    """Tokens [n], two bytes each where all fit; None (an absent field) if there are none."""
+    return _encode_ids(tokens) if tokens.size else None
+
+
+def decode_tokens(message: Message, field: str, refuse: Refusal) -> Tokens:
+    """int32 [n] from a Tensor field of `message`; empty if the field is absent."""
+    return _decode_ids(message, field, _TOKENS, refuse) if message.HasField(field) else no_tokens()
+
+
+def encode_features(features: Features | None) -> pb.Features | None:
+    """None (an absent field) if there are no features."""
+    if features is None or not features.index.size:
+        return None
+    return pb.Features(
+        index=_encode(features.index, pb.DTYPE_UINT16),
+        codes=_encode(features.codes, pb.DTYPE_INT8),
+        scale=_encode(features.scale, pb.DTYPE_FLOAT16),
+    )
+
+
+def decode_features(message: Message, field: str, tokens: int, refuse: Refusal) -> Features | None:
+    """Features of some of `tokens` tokens, from a Features field of `message`; None if absent."""
+    if not message.HasField(field):
+        return None
+    sent = getattr(message, field)
+    index = _decode(sent, "index", _INDEX, refuse)
+    codes = _decode(sent, "codes", _CODES, refuse)
+    scale = _decode(sent, "scale", _SCALE, refuse)
+    if not len(index) == len(codes) == len(scale):
+        lengths = f"{len(index)} places, {len(codes)} rows of codes and {len(scale)} scales"
+        raise refuse(f"{field} has {lengths}", "the three lengths are equal")
+    _require_places(index, tokens, refuse)
+    _require(np.isfinite(scale), scale, "Features.scale", "finite values", refuse)
+    return Features(index=index, codes=codes, scale=scale)
+
+
+def encode_proposal(proposal: Proposal | None) -> pb.Proposal | None:
+    """None (an absent field) if there is no proposal."""
+    if proposal is None:
+        return None
+    return pb.Proposal(
+        ids=_encode_ids(proposal.ids), probabilities=_encode(proposal.probabilities, pb.DTYPE_FLOAT16)
+    )
+
+
+def decode_proposal(draft: pb.Draft, span: int) -> Proposal | None:
+    """The Proposal for a span of `span` tokens; None if the field is absent. Raises InvalidDraft."""
+    if not draft.HasField("proposal"):
+        return None
+    ids = _decode_ids(draft.proposal, "ids", _PROPOSAL_IDS, InvalidDraft)
+    probabilities = _decode(draft.proposal, "probabilities", _PROBABILITIES, InvalidDraft)
+    if ids.shape != probabilities.shape or len(ids) != span:
+        shapes = f"ids of shape {ids.shape} and probabilities of shape {probabilities.shape}"
+        raise InvalidDraft(f"the proposal has {shapes}", f"both have one row per span token, {span}")
+    allowed = np.isfinite(probabilities) & (probabilities >= 0)
+    _require(allowed, probabilities, "Proposal.probabilities", "finite values of at least 0", InvalidDraft)
+    return Proposal(ids=ids, probabilities=probabilities)
+
+
+def _encode(array: NDArray[Any], dtype: pb.Dtype) -> pb.Tensor:
+    return pb.Tensor(dtype=dtype, shape=array.shape, data=array.astype(_NUMPY[dtype]).tobytes())
+
+
+def _encode_ids(ids: NDArray[np.int32]) -> pb.Tensor:
+    two_bytes = ids.min() >= 0 and ids.max() <= _LARGEST_UINT16
+    return _encode(ids, pb.DTYPE_UINT16 if two_bytes else pb.DTYPE_INT32)
+
+
+def _decode(message: Message, field: str, form: _Form, refuse: Refusal) -> NDArray[Any]:
+    """A read-only array of native byte order, once the tensor is known to be what `form` allows."""
+    name = f"{message.DESCRIPTOR.name}.{field}"
+    if not message.HasField(field):
+        raise refuse(f"{name} is missing")
+    tensor: pb.Tensor = getattr(message, field)
+    if tensor.dtype not in form.dtypes:
+        allowed = ", ".join(pb.Dtype.Name(dtype) for dtype in form.dtypes)
+        raise refuse(f"{name} has dtype {_dtype_name(tensor.dtype)}", f"allowed: {allowed}")
+    if len(tensor.shape) != form.rank:
+        raise refuse(f"{name} has rank {len(tensor.shape)}", f"allowed: rank {form.rank}")
+    shape, data, dtype = tuple(tensor.shape), tensor.data, _NUMPY[tensor.dtype]
+    if min(shape) < 1:
+        raise refuse(f"{name} has shape {shape}", "every dimension is at least 1; an empty field is left out")
+    expected = math.prod(shape) * dtype.itemsize  # Python integers: no shape is too absurd for this product
+    if len(data) != expected:
+        carried = f"{name} of dtype {_dtype_name(tensor.dtype)} and shape {shape} carries {len(data)} bytes"
+        raise refuse(carried, f"allowed: {expected}")
+    return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+
+
+def _decode_ids(message: Message, field: str, form: _Form, refuse: Refusal) -> NDArray[np.int32]:
+    ids = _decode(message, field, form, refuse).astype(np.int32)
+    _require(ids >= 0, ids, f"{message.DESCRIPTOR.name}.{field}", "ids of at least 0", refuse)
+    return ids
+
+
+def _require_places(index: NDArray[np.uint16], tokens: int, refuse: Refusal) -> None:
+    """Strictly ascending places below `tokens`."""
+    allowed = index < tokens
+    allowed[1:] &= index[1:] > index[:-1]
+    _require(allowed, index, "Features.index", f"strictly ascending places below {tokens}", refuse)
+
+
+def _require(allowed: NDArray[np.bool_], values: NDArray[Any], name: str, rule: str, refuse: Refusal) -> None:
+    if not allowed.all():
+        place = np.unravel_index(int(allowed.argmin()), allowed.shape)
+        raise refuse(f"{name} holds {values[place]} at {tuple(map(int, place))}", f"allowed: {rule}")
+
+
+def _dtype_name(dtype: int) -> str:
+    return pb.Dtype.Name(pb.Dtype.ValueType(dtype)) if dtype in pb.Dtype.values() else str(dtype)
