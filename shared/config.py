@@ -1,0 +1,106 @@
+"""Shapes of models as frozen dataclasses. An unknown or missing key is an error. Knows nothing of files or
+torch."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Literal, TypeVar, cast
+
+from shared.errors import InvalidRequest
+
+ConfigT = TypeVar("ConfigT")
+
+
+def from_dict(kind: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+    """Build the dataclass `kind` from parsed JSON or TOML; lists become tuples.
+
+    Raises InvalidRequest naming unknown and missing keys and the allowed ones.
+    """
+    known = {item.name: item for item in fields(cast(Any, kind))}
+    unknown = sorted(values.keys() - known.keys())
+    required = {
+        name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING
+    }
+    missing = sorted(required - values.keys())
+    if unknown or missing:
+        raise InvalidRequest(
+            f"{kind.__name__}: unknown keys {unknown}, missing keys {missing}", f"allowed: {sorted(known)}"
+        )
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def to_dict(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the dataclasses here
+    """The JSON form of a config; `from_dict` inverts it."""
+    return asdict(config)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A LlamaGen-shaped transformer (LLaMA blocks, 2-D RoPE over a square grid, text prefix)."""
+
+    dim: int
+    n_layer: int
+    n_head: int
+    vocab_size: int  # V, image codes
+    grid: int  # image tokens per side; T = grid * grid
+    prefix_len: int  # P, text rows in front of the image
+    caption_dim: int
+    ffn_hidden: int
+    n_kv_head: int | None = None  # None: as many as heads
+    norm_eps: float = 1e-5
+    rope_base: float = 10000.0
+    learned_positions: bool = False  # add a learned vector per image position (not in upstream LlamaGen)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head; a multiple of 4 for 2-D RoPE."""
+        return self.dim // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def image_tokens(self) -> int:
+        """T."""
+        return self.grid * self.grid
+
+    @property
+    def positions(self) -> int:
+        """Prefix rows plus image tokens: the length of caches and rotary tables."""
+        return self.prefix_len + self.image_tokens
+
+
+@dataclass(frozen=True)
+class VQConfig:
+    """A LlamaGen-shaped VQ tokenizer; the defaults of `norm` and `padding` are upstream's."""
+
+    ch: int
+    ch_mult: tuple[int, ...]  # width of each resolution level, highest resolution first
+    z_channels: int
+    codebook_size: int
+    codebook_dim: int
+    encoder_res: int = 2
+    decoder_res: int = 3
+    patch: int = 1  # pixels folded into channels before the first convolution
+    attention: bool = True  # at the lowest resolution and in the middle
+    middle: bool = True
+    encoder_norm: str = "group"  # group | pixel (per-pixel RMS: keeps the encoder local)
+    encoder_padding: Literal["zeros", "replicate"] = "zeros"  # zeros | replicate
+    norm_groups: int = 32
+
+    @property
+    def factor(self) -> int:
+        """Pixels per token and side."""
+        return int(self.patch * 2 ** (len(self.ch_mult) - 1))
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """What the Inter-Head adds to a transformer."""
+
+    cloud_digest: str  # the cloud weights this device was distilled from
+    feature_width: int = 32  # d_f
+    radius_max: float = 8.0
+    distilled_guidance: float | None = None  # None: two guidance rows per step

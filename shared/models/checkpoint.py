@@ -1,0 +1,124 @@
+"""Model folders: `config.json` (kind, shapes) beside `model.safetensors`, loaded strictly. Knows no model
+names.
+
+A digest identifies weights: SHA-256 over config and weights, the first 16 hexadecimal digits. Device and
+cloud compare digests before the first token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from shared.config import DeviceConfig, TransformerConfig, VQConfig, from_dict, to_dict
+from shared.errors import ModelUnavailable
+from shared.models.families.emoji import EmojiModel
+from shared.models.inter_head import DeviceModel
+from shared.models.vq import VQModel
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def save_folder(folder: Path, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype) -> str:
+    """Write one model folder with weights cast to `dtype` and return its digest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    save_file(
+        {name: value.detach().to(dtype).contiguous().clone() for name, value in state.items()},
+        folder / WEIGHTS,
+    )
+    return digest(folder)
+
+
+def read_config(folder: Path, kind: str) -> dict[str, Any]:
+    """The parsed `config.json`. Raises ModelUnavailable when the folder, a file or the expected kind is
+    missing."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelUnavailable(f"no {name} in {folder}", f"a {kind} folder holds {CONFIG} and {WEIGHTS}")
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if config.get("kind") != kind:
+        raise ModelUnavailable(f"{folder} holds kind {config.get('kind')!r}", f"expected {kind!r}")
+    return config
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Load the weights as fp32, strictly: missing, extra and mis-shaped names are listed in
+    ModelUnavailable."""
+    state = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+    wanted = model.state_dict()
+    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    shapes = [
+        f"{name} {tuple(state[name].shape)} != {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & state.keys())
+        if state[name].shape != wanted[name].shape
+    ]
+    if missing or extra or shapes:
+        raise ModelUnavailable(
+            f"{folder / WEIGHTS} does not fit its config",
+            f"missing {missing}, extra {extra}, shapes {shapes}",
+        )
+    model.load_state_dict(state)
+
+
+def digest(folder: Path) -> str:
+    """16 hexadecimal digits over config and weights."""
+    total = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        total.update((folder / name).read_bytes())
+    return total.hexdigest()[:16]
+
+
+def save_vq(folder: Path, model: VQModel) -> str:
+    """Write a VQ tokenizer in fp16 and return its digest."""
+    return save_folder(folder, {"kind": "vq", "vq": to_dict(model.config)}, model.state_dict(), torch.float16)
+
+
+def load_vq(folder: Path) -> VQModel:
+    """Read a VQ tokenizer. Raises ModelUnavailable as `read_config` and `load_weights` do."""
+    model = VQModel(from_dict(VQConfig, read_config(folder, "vq")["vq"]))
+    load_weights(folder, model)
+    return model.eval()
+
+
+def save_model(folder: Path, model: EmojiModel, dtype: torch.dtype = torch.float16) -> str:
+    """Write a cloud model and return its digest."""
+    return save_folder(folder, {"kind": "cloud", **_describe(model)}, model.state_dict(), dtype)
+
+
+def load_model(folder: Path) -> EmojiModel:
+    """Read a cloud model. Raises ModelUnavailable as `read_config` and `load_weights` do."""
+    model = _build(read_config(folder, "cloud"))
+    load_weights(folder, model)
+    return model.eval()
+
+
+def save_device(folder: Path, model: DeviceModel, dtype: torch.dtype = torch.float16) -> str:
+    """Write a device model (transformer, text, Inter-Head, phi) and return its digest."""
+    config = {"kind": "device", **_describe(model.base), "device": to_dict(model.config)}
+    return save_folder(folder, config, model.state_dict(), dtype)
+
+
+def load_device(folder: Path) -> DeviceModel:
+    """Read a device model. Raises ModelUnavailable as `read_config` and `load_weights` do."""
+    config = read_config(folder, "device")
+    model = DeviceModel(_build(config), from_dict(DeviceConfig, config["device"]))
+    load_weights(folder, model)
+    return model.eval()
+
+
+def _describe(model: EmojiModel) -> dict[str, Any]:
+    return {"family": "emoji", "transformer": to_dict(model.config), "words": list(model.vocabulary.words)}
+
+
+def _build(config: dict[str, Any]) -> EmojiModel:
+    if config.get("family") != "emoji":
+        raise ModelUnavailable(f"unknown model family {config.get('family')!r}", "allowed: ['emoji']")
+    return EmojiModel(from_dict(TransformerConfig, config["transformer"]), config["words"])

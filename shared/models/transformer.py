@@ -1,0 +1,166 @@
+"""The LlamaGen transformer: ONE forward over new tokens, upstream parameter names. Knows nothing of sampling.
+
+Shapes: B rows, T new tokens, S visible positions, D width, H heads, P prefix rows, V codebook.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.config import TransformerConfig
+from shared.models.kv_cache import KVCache, Window
+from shared.models.rope import rope_2d, rotate
+
+
+class RMSNorm(nn.Module):
+    """x * rsqrt(mean(x^2) + eps) in fp32, cast back, times a weight [D]."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise over the last dimension; shape and dtype are kept."""
+        normed = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Causal attention, optionally with fewer key-value heads."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.n_head, self.kv_heads, self.head_dim = config.n_head, config.kv_heads, config.head_dim
+        self.wqkv = nn.Linear(config.dim, (config.n_head + 2 * config.kv_heads) * config.head_dim, bias=False)
+        self.wo = nn.Linear(config.n_head * config.head_dim, config.dim, bias=False)
+
+    def forward(
+        self, x_BTD: Tensor, rope_BTP2: Tensor, window: Window, layer: int, cache: KVCache | None
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]; extends `cache` where there is one."""
+        heads = (self.n_head, self.kv_heads, self.kv_heads)
+        qkv = self.wqkv(x_BTD).unflatten(-1, (-1, self.head_dim))
+        q_BTHD, k_BTHD, v_BTHD = qkv.split(heads, dim=2)
+        q_BTHD, k_BTHD = rotate(q_BTHD, rope_BTP2), rotate(k_BTHD, rope_BTP2)
+        if cache is not None:
+            k_BTHD, v_BTHD = cache.extend(layer, window, k_BTHD, v_BTHD)
+        mask = None if window.mask_BTS is None else window.mask_BTS[:, None]
+        attended = F.scaled_dot_product_attention(
+            q_BTHD.transpose(1, 2),
+            k_BTHD.transpose(1, 2).to(q_BTHD.dtype),
+            v_BTHD.transpose(1, 2).to(q_BTHD.dtype),
+            attn_mask=mask,
+            enable_gqa=self.kv_heads != self.n_head,
+        )
+        out: Tensor = self.wo(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.ffn_hidden, bias=False)
+        self.w3 = nn.Linear(config.dim, config.ffn_hidden, bias=False)
+        self.w2 = nn.Linear(config.ffn_hidden, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, both residual."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(
+        self, x: Tensor, rope_BTP2: Tensor, window: Window, layer: int, cache: KVCache | None
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        x = x + self.attention(self.attention_norm(x), rope_BTP2, window, layer, cache)
+        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        return out
+
+
+class CaptionProjection(nn.Module):
+    """fc2(gelu_tanh(fc1(c))): caption features to model width."""
+
+    def __init__(self, caption_dim: int, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(caption_dim, dim, bias=False)
+        self.fc2 = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, caption_BPC: Tensor) -> Tensor:
+        """[B, P, C] -> [B, P, D]."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(caption_BPC), approximate="tanh"))
+        return out
+
+
+class CaptionEmbedding(nn.Module):
+    """Text prefix rows. `uncond_embedding` [P, C] replaces the caption in the unguided row, aligned to the
+    right."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.cap_proj = CaptionProjection(config.caption_dim, config.dim)
+        self.uncond_embedding = nn.Parameter(torch.randn(config.prefix_len, config.caption_dim) * 0.02)
+
+
+class Transformer(nn.Module):
+    """The stack. `forward` is the only way in: embeddings of T new tokens per row to their hidden states."""
+
+    rope: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.cls_embedding = CaptionEmbedding(config)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if config.learned_positions:
+            self.pos_embeddings = nn.Embedding(config.image_tokens, config.dim)
+        table = rope_2d(config.prefix_len, config.grid, config.head_dim, config.rope_base)
+        self.register_buffer("rope", table, persistent=False)
+
+    def embed_caption(self, caption_BNC: Tensor) -> Tensor:
+        """Caption features [B, n, C] to prefix rows [B, n, D]; they sit at positions P-n .. P-1."""
+        rows: Tensor = self.cls_embedding.cap_proj(caption_BNC)
+        return rows
+
+    def embed_nothing(self, length: int) -> Tensor:
+        """The unguided prefix [n, D]: the LAST n rows of `uncond_embedding`, as upstream masks them."""
+        rows: Tensor = self.cls_embedding.cap_proj(self.cls_embedding.uncond_embedding[-length:])
+        return rows
+
+    def embed_tokens(self, ids_BT: Tensor, places_BT: Tensor) -> Tensor:
+        """Image ids at image places (0 .. T-1) to input embeddings [B, T, D]."""
+        x: Tensor = self.tok_embeddings(ids_BT)
+        if self.config.learned_positions:
+            x = x + self.pos_embeddings(places_BT)
+        return x
+
+    def forward(self, x_BTD: Tensor, window: Window, cache: KVCache | None = None) -> Tensor:
+        """Run T new tokens per row through all layers: [B, T, D] -> normalised hidden [B, T, D]."""
+        rope_BTP2 = self.rope[window.positions_BT]
+        for index, block in enumerate(self.layers):
+            x_BTD = block(x_BTD, rope_BTP2, window, index, cache)
+        hidden: Tensor = self.norm(x_BTD)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> fp32 [..., V]; position P-1+i judges image token i."""
+        out: Tensor = self.output(hidden)
+        return out.float()
