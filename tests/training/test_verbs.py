@@ -1,0 +1,145 @@
+"""The training verbs end to end on a tiny preset: they resume to the bit, and what they export loads and draws."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shared.decoding.acceptance import RULES
+from shared.errors import InvalidRequest
+from shared.models.checkpoint import digest, load_device, load_model, load_vq
+from shared.models.zoo import load_cloud, load_device_package
+from training.base import BaseRun, BaseTrainer
+from training.cli import main
+from training.data import load_pictures
+from training.device import DeviceRun, DeviceTrainer, InterDRO, inter_dro
+from training.tokenizer import TokenizerRun, TokenizerTrainer, flat_cells, spherical_kmeans
+
+
+@pytest.fixture(scope="session")
+def runs(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer, a base and a device trained for a few steps, one after the other, laid out as a model folder."""
+    root = tmp_path_factory.mktemp("runs")
+    tokenizer = TokenizerRun(artwork, root, preset="tiny", steps=12, batch=4, checkpoint_every=12)
+    TokenizerTrainer(replace(tokenizer, out=root / "tokenizer")).train()
+    base = BaseRun(
+        artwork, root / "tokenizer/vq", root / "base", preset="tiny", steps=6, batch=4, checkpoint_every=6
+    )
+    BaseTrainer(base).train()
+    DeviceTrainer(device_run(artwork, root)).train()
+    for name, source in (("vq", "tokenizer/vq"), ("cloud", "base/cloud"), ("device", "device/device")):
+        (root / "model").mkdir(exist_ok=True)
+        (root / "model" / name).symlink_to(root / source)
+    return root
+
+
+def device_run(artwork: Path, root: Path) -> DeviceRun:
+    """Four steps of distillation from the session's base."""
+    return DeviceRun(
+        artwork, root / "tokenizer/vq", root / "base/cloud", root / "device", preset="tiny", steps=4, batch=4,
+        drawn=4, calibration_images=4, checkpoint_every=2,
+    )  # fmt: skip
+
+
+def test_exports_load_and_belong_together(runs: Path) -> None:
+    cloud = load_cloud(str(runs / "model"), runs)
+    package = load_device_package(str(runs / "model"), runs)
+    assert package.cloud_digest == cloud.digest == digest(runs / "base/cloud")
+    assert load_device(runs / "device/device").base.config.n_layer == 1
+    assert load_vq(runs / "tokenizer/vq").config.codebook_size == load_model(runs / "base/cloud").config.vocab_size
+    table = package.calibration.table("margin")
+    assert list(table.scores) == sorted(table.scores) and list(table.differ) == sorted(table.differ)
+    assert set(RULES) and (runs / "base" / "samples-000006.png").is_file()
+
+
+@pytest.mark.parametrize("verb", ["tokenizer", "base"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    verb: str, artwork: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after half of its steps, a run ends in the same weights to the bit."""
+    if verb == "tokenizer":
+        run = TokenizerRun(artwork, tmp_path, preset="tiny", steps=12, batch=4, checkpoint_every=6)
+        trainer, export, whole = TokenizerTrainer, "vq", runs / "tokenizer/vq"
+    else:
+        run = BaseRun(
+            artwork, runs / "tokenizer/vq", tmp_path, preset="tiny", steps=6, batch=4, checkpoint_every=3
+        )
+        trainer, export, whole = BaseTrainer, "cloud", runs / "base/cloud"
+    half = trainer(run)
+    while half.step < run.checkpoint_every:
+        half.advance()
+    half.save()
+    torch.manual_seed(99)  # nothing may depend on global random state
+    trainer(run).train()
+    assert digest(tmp_path / export) == digest(whole)
+
+
+def test_a_run_folder_refuses_other_settings(artwork: Path, runs: Path) -> None:
+    run = replace(device_run(artwork, runs), steps=5)
+    with pytest.raises(InvalidRequest, match="another config"):
+        DeviceTrainer(run)
+
+
+def test_command_line_errors(artwork: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    assert main(["tokenizer", "--data", str(tmp_path), "--out", out, "--preset", "tiny"]) == 1
+    assert "captions.jsonl" in capsys.readouterr().err
+    assert main(["tokenizer", "--data", str(artwork), "--out", out, "--preset", "huge"]) == 1
+    assert "'huge'" in capsys.readouterr().err
+    assert main(["tokenizer", "--data", str(artwork), "--out", out, "--batch", "none"]) == 2
+    assert "batch" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["paint"])
+
+
+def test_flat_cells_are_exactly_flat() -> None:
+    pixels = torch.full((1, 16, 16, 3), 9, dtype=torch.uint8)
+    pixels[0, 3, 12, 1] = 10
+    flat = flat_cells(pixels, torch.full((1, 3), 9, dtype=torch.uint8))
+    assert flat.tolist() == [[[True, False], [True, True]]]
+
+
+def test_spherical_kmeans_finds_separated_directions() -> None:
+    axes = torch.eye(4)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=(200, 4)) * 0.02).float()
+    points = torch.nn.functional.normalize(axes.repeat(50, 1) + noise, dim=-1)
+    centres = spherical_kmeans(points, 4, np.random.default_rng(1), rounds=30)
+    assert (centres @ axes.T).max(0).values.min() > 0.99 or (centres @ axes.T).max(1).values.min() > 0.99
+
+
+def test_inter_dro_is_least_at_the_teacher_and_each_term_switches_off() -> None:
+    """With the centre at log p the KL vanishes; a uniform radius is invisible to the logit form (SPEC section 7)."""
+    p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
+    exact, radius = p.log(), torch.full((2, 3), 0.5)
+    terms = inter_dro(InterDRO(), exact, radius, p)
+    assert terms["centre"].abs() < 1e-6
+    torch.testing.assert_close(terms["lower"], terms["upper"])
+    worse = inter_dro(InterDRO(), exact + torch.tensor([0.0, 2.0, 0.0]), radius, p)
+    assert worse["centre"] > 0.1 and worse["anchor"] > terms["anchor"]
+    for name, gone in (("anchor", {"anchor"}), ("upper", {"upper"}), ("lower", {"lower", "worst_case"})):
+        left = inter_dro(replace(InterDRO(), **{f"use_{name}": False}), exact, radius, p)
+        assert set(left) == set(terms) - gone
+    assert "centre" not in inter_dro(InterDRO(use_centre=False), exact, radius, p)
+    prob = inter_dro(InterDRO(bounds="prob"), exact, radius, p)
+    assert prob["lower"] != terms["lower"]
+    with pytest.raises(InvalidRequest, match="sideways"):
+        InterDRO(bounds="sideways")
+
+
+def test_worst_case_weights_favour_the_worst_position() -> None:
+    """eq. 10: as alpha grows the weighted cross entropy climbs from the mean to the maximum."""
+    p = torch.tensor([[0.5, 0.5], [0.9, 0.1]])
+    centre, radius = torch.tensor([[0.0, 0.0], [-2.0, 2.0]]), torch.zeros(2, 2)
+    cross = -(p * centre.log_softmax(-1)).sum(-1)
+    values = [inter_dro(InterDRO(alpha=a), centre, radius, p)["worst_case"] for a in (0.0, 1.0, 50.0)]
+    torch.testing.assert_close(values[0], cross.mean())
+    torch.testing.assert_close(values[2], cross.max())
+    assert values[0] < values[1] < values[2]
+
+
+def test_split_counts(artwork: Path) -> None:
+    assert len(load_pictures(artwork, split="train")) == 3

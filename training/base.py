@@ -1,0 +1,257 @@
+"""`ciar-train base`: the cloud model, text to image tokens. Knows nothing of the device or of decoding
+policies.
+
+Teacher forcing on scenes encoded by a trained tokenizer. Token corruption (inputs only) makes the model
+robust to its own mistakes; captions are dropped by the data, and the dropped rows train `uncond_embedding`
+for guidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.decoding.noise import gumbel
+from shared.decoding.warp import Warp, log_probs
+from shared.models.checkpoint import load_vq, save_model
+from shared.models.families.emoji import EmojiModel
+from shared.models.kv_cache import KVCache, cache_window, plain_window
+from shared.models.text import split_words
+from shared.models.vq import VQModel, to_pixels
+from training.data import COLOURS, SceneRange, keyed_generator, scene_split
+from training.presets import preset
+from training.runs import Average, RunFolder, drive
+from training.tokenizer import encode_scenes
+
+SAMPLE_PROMPTS = (
+    "a cat", "a dog face", "a red apple", "a house", "a rocket", "a penguin",
+    "a cat on a light blue background", "a banana on a pink background", "a sunflower noto style",
+    "a smiling face with sunglasses", "a guitar 3d style", "a red heart", "an owl", "a bus flat style",
+    "a snowman", "a mushroom",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BaseRun:
+    """Settings of one run; saved with it."""
+
+    data: Path
+    tokenizer: Path
+    out: Path
+    preset: str = "everyday"
+    steps: int = 3000
+    batch: int = 16
+    rate: float = 2e-3
+    matrix_rate: float = 1e-2
+    corruption: float = 0.12  # each row corrupts a share U(0, corruption) of its input tokens
+    average: float = 0.998
+    seed: int = 0
+    scenes: SceneRange = field(default_factory=SceneRange)
+    checkpoint_every: int = 250
+    sample_warp: Warp = field(default_factory=lambda: Warp(guidance=1.5, temperature=0.9, top_p=0.95))
+
+
+def vocabulary(names: Sequence[str], styles: Sequence[str]) -> list[str]:
+    """Every word a caption over these names and styles can contain, sorted."""
+    texts = [*names, *styles, *COLOURS, "a an on style background"]
+    return sorted({word for text in texts for word in split_words(text)})
+
+
+def caption_rows(model: EmojiModel, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Prefix rows [B, n, D] aligned to the right, and the first valid position of each row [B].
+
+    An empty caption becomes the unguided prefix, as long as its neighbour's caption: guidance compares equal
+    lengths.
+    """
+    ids = [model.vocabulary.known(text) for text in captions]
+    lengths = [len(row) or max(len(ids[index - 1]), 1) for index, row in enumerate(ids)]
+    longest = max(lengths)
+    rows = []
+    for row, length in zip(ids, lengths, strict=True):
+        nothing = model.gpt.cls_embedding.uncond_embedding[-length:]
+        features = model.text(torch.tensor(row)) if row else nothing
+        rows.append(F.pad(features, (0, 0, longest - length, 0)))
+    starts = model.config.prefix_len - torch.tensor(lengths)
+    return model.gpt.embed_caption(torch.stack(rows)), starts
+
+
+def teacher_forced_hidden(
+    model: EmojiModel, prefix_BND: Tensor, starts_B: Tensor, inputs_BT: Tensor
+) -> Tensor:
+    """Hidden states [B, T, D] that judge image tokens 0 .. T-1, given them as inputs (the last one
+    unused)."""
+    length, count = prefix_BND.shape[1], inputs_BT.shape[1] - 1
+    first = model.config.prefix_len - length
+    positions = torch.arange(first, model.config.prefix_len + count).expand(len(inputs_BT), -1)
+    places = torch.arange(count).expand(len(inputs_BT), -1)
+    x = torch.cat([prefix_BND, model.gpt.embed_tokens(inputs_BT[:, :-1], places).to(prefix_BND.dtype)], dim=1)
+    hidden_BTD: Tensor = model.gpt(x, plain_window(positions, starts_B))
+    return hidden_BTD[:, length - 1 :]
+
+
+def corrupt(tokens_BT: Tensor, near_KJ: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+    """Replace a share U(0, `share`) of each row: half by a near code, half by a token of the same batch."""
+    shape = tokens_BT.shape
+    hit = rng.random(shape) < rng.random((shape[0], 1)) * share
+    near = near_KJ[tokens_BT, torch.from_numpy(rng.integers(0, near_KJ.shape[1], shape))]
+    other = tokens_BT.flatten()[torch.from_numpy(rng.integers(0, tokens_BT.numel(), shape))]
+    replacement = torch.where(torch.from_numpy(rng.random(shape) < 0.5), near, other)
+    return torch.where(torch.from_numpy(hit), replacement, tokens_BT)
+
+
+def nearest_codes(tokenizer: VQModel, count: int = 8) -> Tensor:
+    """The `count` nearest other codes of each code: [K, count]."""
+    codes = tokenizer.quantize.codes()
+    return (codes @ codes.T).fill_diagonal_(-2).topk(count).indices
+
+
+def optimizers(model: nn.Module, rate: float, matrix_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for embeddings, heads and norms."""
+    matrices = [p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2]
+    others = [p for n, p in model.named_parameters() if not (".layers." in n and p.ndim == 2)]
+    return [
+        torch.optim.Muon(matrices, lr=matrix_rate, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.01),
+    ]
+
+
+def set_rates(
+    optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[float], step: int, steps: int
+) -> None:
+    """Warm up over 50 steps, then fall linearly to 2 % at the last one."""
+    factor = min(1.0, (step + 1) / 50) * (1 - 0.98 * step / steps)
+    for optimizer, rate in zip(optimizers, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
+
+
+@torch.no_grad()
+def sample(model: EmojiModel, prompts: Sequence[str], seeds: Sequence[int], warp: Warp) -> Tensor:
+    """Draw one image of tokens per prompt, [B, T], with the keyed noise of each seed (the base of SPEC
+    section 3)."""
+    config, rows = model.config, [model.prompt_rows(prompt) for prompt in prompts]
+    cache = KVCache(config, 2 * len(prompts))
+    longest = max(row.shape[1] for row in rows)
+    x = torch.cat([F.pad(row, (0, 0, longest - row.shape[1], 0)) for row in rows])
+    starts = [config.prefix_len - row.shape[1] for row in rows for _ in range(2)]
+    slots, positions = (
+        range(len(starts)),
+        [list(range(config.prefix_len - longest, config.prefix_len))] * len(starts),
+    )
+    noise = torch.stack([gumbel(seed, range(config.image_tokens), config.vocab_size) for seed in seeds])
+    drawn: list[Tensor] = []
+    for place in range(config.image_tokens):
+        hidden = model.gpt(x, cache_window(slots, positions, starts), cache)[:, -1]
+        cond, uncond = model.gpt.logits(hidden).reshape(len(prompts), 2, -1).unbind(1)
+        drawn.append((log_probs(cond, uncond, warp) + noise[:, place]).argmax(-1))
+        both = drawn[-1].repeat_interleave(2)[:, None]
+        x = model.gpt.embed_tokens(both, torch.full_like(both, place))
+        positions = [[config.prefix_len + place]] * len(both)
+    return torch.stack(drawn, dim=1)
+
+
+class BaseTrainer:
+    """One run: step, resume, evaluate, export."""
+
+    def __init__(self, run: BaseRun) -> None:
+        self.run, self.folder, self.step = run, RunFolder(run.out), 0
+        chosen = preset(run.preset)
+        self.scenes, self.held_back = scene_split(run.data, chosen.concepts, run.scenes, run.seed)
+        self.tokenizer = load_vq(run.tokenizer)
+        self.near = nearest_codes(self.tokenizer)
+        pictures = self.scenes.pictures
+        words = vocabulary([p.name for p in pictures], [p.style for p in pictures])
+        torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
+        self.model = EmojiModel(chosen.model, words)
+        initialise(self.model)
+        self.optimizers = optimizers(self.model, run.rate, run.matrix_rate)
+        self.average = Average(self.model, run.average)
+        self._resume(self.folder.begin(run))
+
+    def _resume(self, state: dict[str, Any] | None) -> None:
+        if state is None:
+            return
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.average.values, self.step = state["average"], state["step"]
+
+    def save(self) -> None:
+        """Write everything a resumed run needs."""
+        self.folder.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "average": self.average.values,
+                "step": self.step,
+            }
+        )
+
+    def train(self) -> None:
+        """Run to the last step, then export."""
+        drive(self, self.run.steps, self.run.batch, self.run.checkpoint_every)
+        save_model(self.run.out / "cloud", self.averaged_model())
+
+    def advance(self) -> dict[str, float]:
+        """One optimiser step on the next scenes; the loss is nats per token."""
+        batch = [self.scenes[self.step * self.run.batch + i] for i in range(self.run.batch)]
+        tokens = encode_scenes(self.tokenizer, batch).flatten(1)
+        inputs = corrupt(
+            tokens, self.near, self.run.corruption, keyed_generator(self.run.seed + 4, self.step)
+        )
+        set_rates(self.optimizers, (self.run.matrix_rate, self.run.rate), self.step, self.run.steps)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self._nll(self.model, [scene.caption for scene in batch], inputs, tokens)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
+        self.average.update(self.model, self.step)
+        return {"loss": round(loss.item(), 4), "gradient": round(norm.item(), 3)}
+
+    @staticmethod
+    def _nll(model: EmojiModel, captions: Sequence[str], inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        hidden = teacher_forced_hidden(model, *caption_rows(model, captions), inputs_BT)
+        return F.cross_entropy(model.gpt.logits(hidden).flatten(0, 1), targets_BT.flatten())
+
+    def averaged_model(self) -> EmojiModel:
+        """The model that ships: averaged weights."""
+        model = EmojiModel(self.model.config, self.model.vocabulary.words)
+        model.load_state_dict(self.average.values)
+        return model.eval()
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Nats per token on held-back (concept, style) pairs, and a grid of samples with fixed seeds."""
+        model = self.averaged_model()
+        batch = [self.held_back[i] for i in range(min(32, len(self.held_back.pictures)))]
+        tokens = encode_scenes(self.tokenizer, batch).flatten(1)
+        loss = self._nll(model, [scene.caption for scene in batch], tokens, tokens)
+        prompts = [text for text in SAMPLE_PROMPTS if set(split_words(text)) <= set(model.vocabulary.words)]
+        drawn = sample(model, prompts, range(len(prompts)), self.run.sample_warp)
+        grid = model.config.grid
+        self.folder.grid(
+            f"samples-{self.step:06d}", to_pixels(self.tokenizer.decode(drawn.reshape(-1, grid, grid))), 8
+        )
+        return {"held_back_loss": round(loss.item(), 4)}
+
+
+def initialise(model: EmojiModel) -> None:
+    """Small normal weights; residual outputs shrink with depth so that the stack starts near the identity."""
+    for name, value in model.named_parameters():
+        if value.ndim >= 2:
+            residual = name.endswith(("wo.weight", "w2.weight"))
+            scale = 0.02 / (2 * model.config.n_layer) ** 0.5 if residual else 0.02
+            if "cap_proj" in name or "text." in name or "uncond" in name:
+                scale = 0.2
+            nn.init.normal_(value, std=scale)

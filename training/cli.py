@@ -1,0 +1,118 @@
+"""`ciar-train`: the command line of the training verbs. The only file here that reads argv."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSubCommand,
+    SettingsConfigDict,
+    SettingsError,
+    get_subcommand,
+)
+
+from shared.errors import CiarError
+from training.base import BaseRun, BaseTrainer
+from training.device import DeviceRun, DeviceTrainer, InterDRO
+from training.presets import PRESETS
+from training.tokenizer import TokenizerRun, TokenizerTrainer
+
+
+class _Run(BaseModel):
+    data: Path = Field(description="picture folder: captions.jsonl and <style>.tar or <style>/<concept>.webp")
+    out: Path = Field(description="run folder; an existing run with the same settings is resumed")
+    steps: int = Field(description="optimiser steps", gt=0)
+    batch: int = Field(16, description="scenes per step", gt=0)
+    seed: int = Field(0, description="initial weights and order of scenes", ge=0)
+    threads: int = Field(2, description="torch threads", gt=0)
+    checkpoint_every: int = Field(250, description="steps between checkpoints and evaluations", gt=0)
+
+
+class Tokenizer(_Run):
+    """Train the VQ tokenizer."""
+
+    preset: str = Field("everyday", description=f"one of {sorted(PRESETS)}")
+    steps: int = Field(1600, description="optimiser steps", gt=0)
+
+    def run(self) -> None:
+        """Train, then export `OUT/vq`."""
+        settings = self.model_dump(exclude={"threads"})
+        TokenizerTrainer(TokenizerRun(**settings)).train()
+
+
+class Base(_Run):
+    """Train the cloud model on scenes encoded by a tokenizer."""
+
+    tokenizer: Path = Field(description="exported tokenizer, RUN/vq")
+    preset: str = Field("everyday", description=f"one of {sorted(PRESETS)}")
+    steps: int = Field(3000, description="optimiser steps", gt=0)
+
+    def run(self) -> None:
+        """Train, then export `OUT/cloud`."""
+        BaseTrainer(BaseRun(**self.model_dump(exclude={"threads"}))).train()
+
+
+class Device(_Run):
+    """Distil the device model with its Inter-Head from a cloud model, then calibrate its gates."""
+
+    tokenizer: Path = Field(description="exported tokenizer, RUN/vq")
+    cloud: Path = Field(description="exported cloud model, RUN/cloud")
+    preset: str = Field("everyday", description=f"one of {sorted(PRESETS)}")
+    steps: int = Field(600, description="optimiser steps", gt=0)
+    layers: int = Field(1, description="layers of the device model", gt=0)
+    bounds: str = Field("logit", description="how the bounds enter the loss: logit or prob")
+    drawn: int = Field(256, description="images the cloud draws for training", gt=0)
+    guidance: float = Field(
+        1.5, description="guidance distilled into the device, and the default of the pair"
+    )
+    temperature: float = Field(0.9, description="default temperature of the pair")
+    top_p: float = Field(0.95, description="default top-p of the pair")
+
+    def run(self) -> None:
+        """Distil, then export `OUT/device`."""
+        settings = self.model_dump(exclude={"threads", "bounds"})
+        DeviceTrainer(DeviceRun(**settings, loss=InterDRO(bounds=self.bounds))).train()
+
+
+class TrainApp(BaseSettings):
+    """Train the models of CIAR: tokenizer, then base, then device.
+
+    Example: ciar-train tokenizer --data artwork --out runs/tokenizer
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="CIAR_TRAIN_", cli_kebab_case=True, cli_prog_name="ciar-train", cli_enforce_required=True
+    )
+    tokenizer: CliSubCommand[Tokenizer]
+    base: CliSubCommand[Base]
+    device: CliSubCommand[Device]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Exit status 0, 1 for an error that says what to do, 2 for a wrong flag, 130 for an interrupt."""
+    try:
+        verb = get_subcommand(CliApp.run(TrainApp, cli_args=list(sys.argv[1:] if argv is None else argv)))
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, e['loc']))} {e['input']!r}: {e['msg']}" for e in error.errors())
+        print(f"error: {'; '.join(wrong)}", file=sys.stderr)
+        return 2
+    assert isinstance(verb, Tokenizer | Base | Device)
+    torch.set_num_threads(verb.threads)
+    try:
+        verb.run()
+    except CiarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""What every training run shares: a folder with its config, a log of JSON lines, resumable checkpoints.
+
+Knows nothing of what is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from shared.errors import InvalidRequest
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run: `config.json`, `log.jsonl`, `state.pt`, sample grids."""
+
+    path: Path
+
+    def begin(self, config: Any) -> dict[str, Any] | None:  # noqa: ANN401 - any config dataclass
+        """Create the folder or resume it; returns the saved state, None for a fresh run.
+
+        Raises InvalidRequest when the folder holds a run with another config.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(config), indent=1, default=str)
+        saved = self.path / "config.json"
+        if saved.exists() and saved.read_text(encoding="utf-8") != text:
+            raise InvalidRequest(
+                f"{self.path} holds a run with another config",
+                "resuming needs the same one",
+                "choose another --out",
+            )
+        saved.write_text(text, encoding="utf-8")
+        state = self.path / "state.pt"
+        if not state.exists():
+            return None
+        loaded: dict[str, Any] = torch.load(state, weights_only=True)
+        return loaded
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write the state beside the old one, then swap: a killed run never leaves half a file."""
+        partial = self.path / "state.partial"
+        torch.save(dict(state), partial)
+        os.replace(partial, self.path / "state.pt")
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one JSON line of metrics, with the wall clock in seconds."""
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time_s": round(time.time(), 2), **record}) + "\n")
+
+    def grid(self, name: str, images_BHW3: Tensor, columns: int) -> None:
+        """Write uint8 images as one PNG grid."""
+        save_grid(self.path / f"{name}.png", images_BHW3, columns)
+
+
+def save_grid(path: Path, images_BHW3: Tensor, columns: int) -> None:
+    """Tile uint8 images [B, H, W, 3] row by row into one PNG with a thin gray line between them."""
+    count, height, width, _ = images_BHW3.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + 2), columns * (width + 2), 3), 128, np.uint8)
+    for index, image in enumerate(images_BHW3.numpy()):
+        y, x = divmod(index, columns)
+        sheet[y * (height + 2) : y * (height + 2) + height, x * (width + 2) : x * (width + 2) + width] = image
+    Image.fromarray(sheet).save(path)
+
+
+class Trainer(Protocol):
+    """What `drive` needs of a training verb."""
+
+    folder: RunFolder
+    step: int
+
+    def advance(self) -> dict[str, float]:
+        """One optimiser step; returns its metrics."""
+
+    def save(self) -> None:
+        """Write everything a resumed run needs."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Figures on held-back data, sample grids on the way."""
+
+
+def drive(trainer: Trainer, steps: int, batch: int, checkpoint_every: int) -> None:
+    """Advance to the last step, logging every step and checkpointing with an evaluation now and then."""
+    while trainer.step < steps:
+        began = time.monotonic()
+        record = trainer.advance()
+        images_per_s = round(batch / (time.monotonic() - began), 1)
+        trainer.folder.log({"step": trainer.step, **record, "images_per_s": images_per_s})
+        if trainer.step % checkpoint_every == 0 or trainer.step == steps:
+            trainer.save()
+            trainer.folder.log({"step": trainer.step, **trainer.evaluate()})
+
+
+class Average:
+    """An exponential moving average of a model's parameters; the averaged weights are the ones that ship."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Blend in the current weights; the decay warms up so that early averages are not stale."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.values[name].lerp_(value, 1 - decay)
+            else:
+                self.values[name].copy_(value)
