@@ -7,6 +7,9 @@ READY := $(VENV)/.ready
 MODEL ?= emoji
 PORT ?= 50051
 OUT ?= demo.png
+DATA ?= data
+RUNS ?= runs
+MODEL_OUT ?= $(RUNS)/model
 
 # On a small machine several OpenMP threads per process wait for each other more than they work.
 ONE_THREAD := OMP_NUM_THREADS=1
@@ -49,11 +52,13 @@ serve: $(READY) ## start a cloud server; MODEL=emoji PORT=50051
 	@echo "== serve: $(MODEL) on port $(PORT)"
 	$(BIN)/cloud-server --model $(MODEL) --port $(PORT)
 
-train: $(READY) ## train the bundled models again: tokenizer, cloud model, device model
-	@echo "== train: tokenizer, base, device (hours on a CPU)"
-	$(BIN)/ciar-train tokenizer
-	$(BIN)/ciar-train base
-	$(BIN)/ciar-train device
+train: $(READY) ## train a model folder from pictures; DATA=folder RUNS=runs MODEL_OUT=runs/model
+	@echo "== train: $(DATA) to $(MODEL_OUT): tokenizer, base, device, bundle (hours on a CPU; each step resumes)"
+	$(BIN)/ciar-train tokenizer --data $(DATA) --out $(RUNS)/tokenizer
+	$(BIN)/ciar-train base --data $(DATA) --tokenizer $(RUNS)/tokenizer/vq --out $(RUNS)/base
+	$(BIN)/ciar-train device --data $(DATA) --tokenizer $(RUNS)/tokenizer/vq --cloud $(RUNS)/base/cloud --out $(RUNS)/device
+	$(BIN)/ciar-train bundle --tokenizer $(RUNS)/tokenizer/vq --cloud $(RUNS)/base/cloud \
+		--device $(RUNS)/device/device --out $(MODEL_OUT)
 
 bench: $(READY) ## measure every policy and print the tables
 	@echo "== bench: ciar-eval bench"

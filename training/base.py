@@ -51,7 +51,7 @@ class BaseRun:
     rate: float = 2e-3
     matrix_rate: float = 1e-2
     corruption: float = 0.12  # each row corrupts a share U(0, corruption) of its input tokens
-    average: float = 0.998
+    average: float = 0.995
     seed: int = 0
     scenes: SceneRange = field(default_factory=SceneRange)
     checkpoint_every: int = 250

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,11 @@ from pydantic_settings import (
     CliApp,
     CliSubCommand,
     SettingsConfigDict,
-    SettingsError,
     get_subcommand,
 )
 
-from shared.errors import CiarError
+from shared.errors import CiarError, ModelMismatch
+from shared.models.zoo import load_cloud, load_device_package
 from training.base import BaseRun, BaseTrainer
 from training.device import DeviceRun, DeviceTrainer, InterDRO
 from training.presets import PRESETS
@@ -38,7 +39,7 @@ class Tokenizer(_Run):
     """Train the VQ tokenizer."""
 
     preset: str = Field("everyday", description=f"one of {sorted(PRESETS)}")
-    steps: int = Field(1600, description="optimiser steps", gt=0)
+    steps: int = Field(900, description="optimiser steps", gt=0)
 
     def run(self) -> None:
         """Train, then export `OUT/vq`."""
@@ -80,8 +81,31 @@ class Device(_Run):
         DeviceTrainer(DeviceRun(**settings, loss=InterDRO(bounds=self.bounds))).train()
 
 
+class Bundle(BaseModel):
+    """Put a trained tokenizer, cloud and device into one model folder that cloud-server and device-client
+    load."""
+
+    tokenizer: Path = Field(description="exported tokenizer, RUN/vq")
+    cloud: Path = Field(description="exported cloud model, RUN/cloud")
+    device: Path = Field(description="exported device model, RUN/device")
+    out: Path = Field(description="model folder, for example shared/models/bundled/emoji")
+    threads: int = Field(1, description="torch threads", gt=0)
+
+    def run(self) -> None:
+        """Copy the three, then load them as their users would."""
+        for source, name in ((self.tokenizer, "vq"), (self.cloud, "cloud"), (self.device, "device")):
+            shutil.copytree(source, self.out / name, dirs_exist_ok=True)
+        cloud = load_cloud(str(self.out), self.out.parent)
+        package = load_device_package(str(self.out), self.out.parent)
+        if package.cloud_digest != cloud.digest:
+            raise ModelMismatch(
+                f"{self.device} belongs to cloud {package.cloud_digest}", f"{self.cloud} is {cloud.digest}"
+            )
+        print(f"{self.out}: cloud {cloud.digest}, device {package.digest}")
+
+
 class TrainApp(BaseSettings):
-    """Train the models of CIAR: tokenizer, then base, then device.
+    """Train the models of CIAR: tokenizer, then base, then device, then bundle.
 
     Example: ciar-train tokenizer --data artwork --out runs/tokenizer
     """
@@ -92,17 +116,19 @@ class TrainApp(BaseSettings):
     tokenizer: CliSubCommand[Tokenizer]
     base: CliSubCommand[Base]
     device: CliSubCommand[Device]
+    bundle: CliSubCommand[Bundle]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit status 0, 1 for an error that says what to do, 2 for a wrong flag, 130 for an interrupt."""
+    """Run one verb. Exit status 0, 1 for an error that says what to do, 2 for a wrong flag, 130 for an
+    interrupt."""
     try:
         verb = get_subcommand(CliApp.run(TrainApp, cli_args=list(sys.argv[1:] if argv is None else argv)))
     except ValidationError as error:
         wrong = (f"{'.'.join(map(str, e['loc']))} {e['input']!r}: {e['msg']}" for e in error.errors())
         print(f"error: {'; '.join(wrong)}", file=sys.stderr)
         return 2
-    assert isinstance(verb, Tokenizer | Base | Device)
+    assert isinstance(verb, Tokenizer | Base | Device | Bundle)
     torch.set_num_threads(verb.threads)
     try:
         verb.run()

@@ -31,9 +31,6 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (250, 205, 220),
     "yellow": (252, 238, 170),
     "light green": (200, 236, 200),
-    "lavender": (216, 206, 244),
-    "gray": (205, 208, 212),
-    "orange": (255, 214, 168),
 }
 # Words on pictures read from left to right, so these are never mirrored.
 NEVER_MIRRORED = re.compile(r"button|sign|clock|calendar|book|music|musical|number|letter|arrow|soon|money")
@@ -58,9 +55,9 @@ class SceneRange:
     models."""
 
     shift_cells: int = 1  # whole tokens in each direction
-    scales: tuple[float, ...] = (1.0, 1.0, 0.9)
+    scales: tuple[float, ...] = (1.0,)
     mirror: bool = True
-    white: float = 0.4  # share of white backgrounds
+    white: float = 0.5  # share of white backgrounds
     colours: tuple[str, ...] = tuple(COLOURS)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.models.checkpoint import save_vq
@@ -32,12 +32,13 @@ class TokenizerRun:
     data: Path
     out: Path
     preset: str = "everyday"
-    steps: int = 1600
+    steps: int = 900
     batch: int = 16
-    warmup_share: float = 0.08  # plain auto-encoder steps before the codebook exists
+    warmup_share: float = 0.2  # plain auto-encoder steps before the codebook exists
     rate: float = 2e-3
     commitment: float = 0.25
     codebook_decay: float = 0.99
+    average: float = 0.995
     seed: int = 0
     scenes: SceneRange = field(default_factory=SceneRange)
     checkpoint_every: int = 200
@@ -91,6 +92,38 @@ def spherical_kmeans(points_NE: Tensor, count: int, rng: np.random.Generator, ro
     return centres
 
 
+@torch.no_grad()
+def start_from_principal_components(model: VQModel, pixels_BHW3: Tensor, spread: float = 0.35) -> None:
+    """Start the linear path as an auto-encoder over the E - 1 strongest principal components of patches.
+
+    The last code dimension is constant, so that unit length costs little: with coordinates small beside it,
+    normalising is almost the identity. Colour is then right from the first step, and no axis of it can be
+    lost when the codebook is laid over the features.
+    """
+    factor, width = model.config.factor, model.config.codebook_dim
+    patches_NP = F.pixel_unshuffle(from_pixels(pixels_BHW3), factor).permute(0, 2, 3, 1).flatten(0, 2)
+    patches_NP = patches_NP[patches_NP.std(-1) > 1e-3]  # flat background would outvote the artwork
+    mean_P = patches_NP.mean(0)
+    _, scale_E, axes_PE = torch.pca_lowrank(patches_NP - mean_P, width - 1, center=False, niter=4)
+    gain_E = spread * len(patches_NP) ** 0.5 / scale_E
+    for layer in (model.quant_conv, model.post_quant_conv):
+        layer.weight.zero_()[:width, :width, 0, 0] = torch.eye(width)
+        assert layer.bias is not None
+        layer.bias.zero_()
+    forth, back = model.encoder.linear, model.decoder.linear
+    assert forth.bias is not None and back.bias is not None
+    forth.weight.zero_()[: width - 1, :, 0, 0] = (axes_PE * gain_E).T
+    forth.bias.zero_()[: width - 1] = -(mean_P @ axes_PE) * gain_E
+    forth.bias[width - 1] = 1.0
+    back.weight.zero_()[:, : width - 1, 0, 0] = axes_PE / gain_E
+    back.bias.copy_(mean_P)
+    nn.init.normal_(model.post_quant_conv.weight[width:], std=0.3)  # more views of the code for the stack
+    for last in (model.encoder.conv_out, model.decoder.conv_out):
+        last.weight.mul_(0.1)
+        assert last.bias is not None
+        last.bias.zero_()
+
+
 class CodebookAverage:
     """The moving averages behind the codebook: how often each code is used and the sum of what it stands
     for."""
@@ -123,7 +156,6 @@ class TokenizerTrainer:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         learned = [p for n, p in self.model.named_parameters() if not n.startswith("quantize")]
         self.optimizer = torch.optim.AdamW(learned, lr=run.rate, betas=(0.9, 0.95), weight_decay=0.01)
-        self.average = Average(self.model, 0.998)
         self.codebook: CodebookAverage | None = None
         self.step = 0
         # Every picture of the folder, whatever the preset's concepts: more artwork only helps the codebook.
@@ -131,11 +163,17 @@ class TokenizerTrainer:
         state = self.folder.begin(run)
         if state:
             self._restore(state)
+        elif self.shape.linear_path:
+            some = [self.scenes[i] for i in range(min(256, len(self.scenes.pictures)))]
+            start_from_principal_components(self.model, _tensors(some)[0])
+        if not state:
+            self.average = Average(self.model, run.average)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average.values, self.step = state["average"], state["step"]
+        self.average, self.step = Average(self.model, self.run.average), state["step"]
+        self.average.values = state["average"]
         if state["counts"] is not None:
             self.codebook = CodebookAverage(state["sums"], self.run.codebook_decay)
             self.codebook.counts = state["counts"]

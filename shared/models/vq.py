@@ -135,7 +135,9 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        self.patch = config.patch
+        self.patch, self.factor = config.patch, config.factor
+        if config.linear_path:
+            self.linear = nn.Conv2d(3 * config.factor**2, config.z_channels, 1)
         norm, padding, groups = config.encoder_norm, config.encoder_padding, config.norm_groups
         widths = [config.ch * m for m in config.ch_mult]
         self.conv_in = nn.Conv2d(3 * config.patch**2, config.ch, 3, padding=1, padding_mode=padding)
@@ -160,7 +162,7 @@ class Encoder(nn.Module):
         for block in (*self.conv_blocks, *self.mid):
             h = block(h)
         out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
-        return out
+        return out + self.linear(F.pixel_unshuffle(x, self.factor)) if hasattr(self, "linear") else out
 
 
 class Decoder(nn.Module):
@@ -168,7 +170,9 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        self.patch = config.patch
+        self.patch, self.factor = config.patch, config.factor
+        if config.linear_path:
+            self.linear = nn.Conv2d(config.z_channels, 3 * config.factor**2, 1)
         groups = config.norm_groups
         widths = [config.ch * m for m in reversed(config.ch_mult)]
         width = widths[0]
@@ -192,7 +196,8 @@ class Decoder(nn.Module):
         h = self.conv_in(z)
         for block in (*self.mid, *self.conv_blocks):
             h = block(h)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+        out = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+        return out + F.pixel_shuffle(self.linear(z), self.factor) if hasattr(self, "linear") else out
 
 
 class Quantizer(nn.Module):

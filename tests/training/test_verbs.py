@@ -1,4 +1,5 @@
-"""The training verbs end to end on a tiny preset: they resume to the bit, and what they export loads and draws."""
+"""The training verbs end to end on a tiny preset: they resume to the bit, and what they export loads and
+draws."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from training.tokenizer import TokenizerRun, TokenizerTrainer, flat_cells, spher
 
 @pytest.fixture(scope="session")
 def runs(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer, a base and a device trained for a few steps, one after the other, laid out as a model folder."""
+    """A tokenizer, a base and a device trained for a few steps, one after the other, laid out as a model
+    folder."""
     root = tmp_path_factory.mktemp("runs")
     tokenizer = TokenizerRun(artwork, root, preset="tiny", steps=12, batch=4, checkpoint_every=12)
     TokenizerTrainer(replace(tokenizer, out=root / "tokenizer")).train()
@@ -31,9 +33,14 @@ def runs(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     BaseTrainer(base).train()
     DeviceTrainer(device_run(artwork, root)).train()
-    for name, source in (("vq", "tokenizer/vq"), ("cloud", "base/cloud"), ("device", "device/device")):
-        (root / "model").mkdir(exist_ok=True)
-        (root / "model" / name).symlink_to(root / source)
+    folders = {
+        "--tokenizer": "tokenizer/vq",
+        "--cloud": "base/cloud",
+        "--device": "device/device",
+        "--out": "model",
+    }
+    flags = [word for flag, folder in folders.items() for word in (flag, str(root / folder))]
+    assert main(["bundle", *flags]) == 0
     return root
 
 
@@ -50,7 +57,10 @@ def test_exports_load_and_belong_together(runs: Path) -> None:
     package = load_device_package(str(runs / "model"), runs)
     assert package.cloud_digest == cloud.digest == digest(runs / "base/cloud")
     assert load_device(runs / "device/device").base.config.n_layer == 1
-    assert load_vq(runs / "tokenizer/vq").config.codebook_size == load_model(runs / "base/cloud").config.vocab_size
+    assert (
+        load_vq(runs / "tokenizer/vq").config.codebook_size
+        == load_model(runs / "base/cloud").config.vocab_size
+    )
     table = package.calibration.table("margin")
     assert list(table.scores) == sorted(table.scores) and list(table.differ) == sorted(table.differ)
     assert set(RULES) and (runs / "base" / "samples-000006.png").is_file()
@@ -112,7 +122,8 @@ def test_spherical_kmeans_finds_separated_directions() -> None:
 
 
 def test_inter_dro_is_least_at_the_teacher_and_each_term_switches_off() -> None:
-    """With the centre at log p the KL vanishes; a uniform radius is invisible to the logit form (SPEC section 7)."""
+    """With the centre at log p the KL vanishes; a uniform radius is invisible to the logit form (SPEC section
+    7)."""
     p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
     exact, radius = p.log(), torch.full((2, 3), 0.5)
     terms = inter_dro(InterDRO(), exact, radius, p)
