@@ -1,0 +1,81 @@
+"""`ciar-eval`: measurements from the command line. The only file here that reads argv and environment."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfigDict, get_subcommand
+from rich.console import Console
+from rich.progress import track
+
+from evaluation.policies import BASE, DEVICE, EXACT, PROMPTS, gated
+from evaluation.run import Record, Schedule, run_rows
+from evaluation.tables import markdown, table
+from shared.errors import CiarError
+from shared.models.zoo import load_device_package
+
+
+class Bench(BaseModel):
+    """Every mode and gate on the same prompts and seeds, interleaved, through a cloud-server process."""
+
+    model: str = Field("emoji", description="model name or folder")
+    models: Path = Field(Path("~/.cache/ciar/models"), description="folder of fetched weights")
+    prompts: int = Field(len(PROMPTS), description="how many of the fixed prompts", ge=1, le=len(PROMPTS))
+    budget: float = Field(0.25, description="cloud forwards per token of the gated rows", gt=0, le=1)
+    warm_ups: int = Field(1, description="prompts run once before counting", ge=0)
+    threads: int = Field(1, description="torch threads of the device", gt=0)
+    out: Path | None = Field(None, description="write OUT.jsonl (one record a line) and OUT.md (the table)")
+
+    def run(self) -> None:
+        """Measure, print the table, write the files."""
+        torch.set_num_threads(self.threads)
+        models = self.models.expanduser()
+        package = load_device_package(self.model, models)
+        rows = (BASE, *EXACT, *gated(self.budget), DEVICE)
+        images = run_rows(package, self.model, models, Schedule(rows, PROMPTS[: self.prompts], self.warm_ups))
+        console = Console(stderr=True)
+        records = list(track(images, "measuring", total=len(rows) * self.prompts, console=console))
+        text = markdown(table(records))
+        sys.stdout.write(text)
+        if self.out:
+            _write(self.out, records, text)
+
+
+def _write(out: Path, records: Sequence[Record], text: str) -> None:
+    lines = (json.dumps({**asdict(record), "counters": record.counters.as_dict()}) for record in records)
+    out.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+class EvalApp(BaseSettings):
+    """Measure CIAR over the real wire. Example: ciar-eval bench --prompts 20 --out results/bench"""
+
+    model_config = SettingsConfigDict(env_prefix="CIAR_EVAL_", cli_kebab_case=True, cli_prog_name="ciar-eval")
+    bench: CliSubCommand[Bench]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one measurement. Exit status 0, 1 for an error that says what to do, 2 for a wrong flag."""
+    try:
+        verb = get_subcommand(CliApp.run(EvalApp, cli_args=list(sys.argv[1:] if argv is None else argv)))
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, e['loc']))} {e['input']!r}: {e['msg']}" for e in error.errors())
+        print(f"error: {'; '.join(wrong)}", file=sys.stderr)
+        return 2
+    assert isinstance(verb, Bench)
+    try:
+        verb.run()
+    except CiarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

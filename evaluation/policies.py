@@ -1,0 +1,52 @@
+"""The rows of a table: each is a value. Knows nothing of how they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from device_client.policy import Policy, policy_for
+from shared.decoding.calibration import Calibration
+
+PROMPTS = (
+    "a cat", "a dog face", "a red apple", "a house", "a rocket", "a penguin on a light blue background",
+    "a banana noto style", "a sunflower", "a smiling face with sunglasses", "a guitar 3d style",
+    "a red heart", "an owl on a pink background", "a bus flat style", "a snowman",
+    "a mushroom twemoji style", "a fox", "a birthday cake on a yellow background", "an octopus",
+    "a cactus fluent style", "a panda on a light green background",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a name and the overrides of a decode mode."""
+
+    name: str
+    mode: str
+    overrides: Mapping[str, object] = field(default_factory=dict)
+
+    def policy(self, calibration: Calibration) -> Policy:
+        """The decode policy of this row for one pair."""
+        return policy_for(self.mode, calibration, **self.overrides)  # type: ignore[arg-type]
+
+
+BASE = Row("cloud-only", "cloud-only")
+EXACT = (
+    Row("exact, adaptive span", "exact"),
+    Row("exact, span 5", "exact", MappingProxyType({"span": 5})),
+    Row("exact, span 16", "exact", MappingProxyType({"span": 16})),
+    Row("always, span 1", "ciar", MappingProxyType({"gate": "always", "span": 1})),
+    Row("always, span 5", "ciar", MappingProxyType({"gate": "always", "span": 5})),
+    Row("always, span 16", "ciar", MappingProxyType({"gate": "always", "span": 16})),
+)
+GATED = ("interval", "margin", "entropy", "softmax", "random")
+DEVICE = Row("never, prefix 0.06", "ciar", MappingProxyType({"gate": "never"}))
+
+
+def gated(budget: float) -> tuple[Row, ...]:
+    """Every calibrated gate at the same budget of cloud forwards per token."""
+    return tuple(
+        Row(f"ciar, {gate}", "ciar", MappingProxyType({"gate": gate, "cloud_budget": budget}))
+        for gate in GATED
+    )

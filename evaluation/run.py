@@ -1,0 +1,105 @@
+"""Run rows over a real server in its own process. Knows nothing of tables.
+
+Rows are interleaved prompt by prompt, so that a slow minute of the machine falls on all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from device_client.link import CloudLink
+from device_client.loop import Counters, Request, decode
+from device_client.policy import Policy
+from evaluation.policies import Row
+from shared.errors import CiarError
+from shared.models.zoo import DevicePackage
+
+READY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image by one row."""
+
+    row: str
+    prompt: str
+    seed: int
+    tokens: tuple[int, ...]
+    counters: Counters
+
+
+@contextlib.contextmanager
+def cloud_server(model: str, *flags: str) -> Iterator[str]:
+    """A `cloud-server` process on a free loopback port; yields its address and ends it by pid.
+
+    Raises CiarError with the server's own words when it does not get ready.
+    """
+    command = [sys.executable, "-m", "cloud_server.cli", "--model", model, "--port", "0", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True
+    ) as server:
+        try:
+            yield _address(server)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(15)
+            server.kill()
+
+
+def _address(server: subprocess.Popen[str]) -> str:
+    assert server.stdout is not None
+    heard = []
+    deadline_s = time.monotonic() + READY_S
+    while time.monotonic() < deadline_s and (line := server.stdout.readline()):
+        heard.append(line)
+        if ready := re.search(r"serving .* on (\S+:\d+)", line):
+            return ready[1]
+    raise CiarError("cloud-server did not get ready", "".join(heard)[-2000:])
+
+
+async def draw(
+    package: DevicePackage, target: str, request: Request, policy: Policy
+) -> tuple[tuple[int, ...], Counters]:
+    """One image: its tokens and its counters."""
+    async with CloudLink(target) as link:
+        async for progress in decode(package, request, policy, link):
+            last = progress
+    return last.tokens, last.counters
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Every row on every prompt, seeds counting up with the prompts; the first `warm_ups` prompts run
+    twice."""
+
+    rows: Sequence[Row]
+    prompts: Sequence[str]
+    warm_ups: int
+
+    def __iter__(self) -> Iterator[tuple[Row, str, int, bool]]:
+        """(row, prompt, seed, counted)."""
+        warm = [(prompt, seed, False) for seed, prompt in enumerate(self.prompts[: self.warm_ups])]
+        counted = [(prompt, seed, True) for seed, prompt in enumerate(self.prompts)]
+        return ((row, *turn) for turn in warm + counted for row in self.rows)
+
+
+def run_rows(package: DevicePackage, model: str, models: Path, schedule: Schedule) -> Iterator[Record]:
+    """Start a server, run everything, end it; records come as they are made."""
+    with cloud_server(model, "--models", str(models)) as target:
+        for row, prompt, seed, counted in schedule:
+            request = Request(prompt, seed, package.calibration.warp)
+            tokens, counters = asyncio.run(draw(package, target, request, row.policy(package.calibration)))
+            if counted:
+                yield Record(row.name, prompt, seed, tokens, counters)
