@@ -1,0 +1,158 @@
+"""The small model at work on one image: prompt, cache and noise; start, step, rewind.
+
+Knows nothing of clouds. Shapes: R guidance rows (1 or 2), T new tokens, D width, V codebook, k proposal ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.decoding import gates
+from shared.decoding.acceptance import rule, sample_sparse, sparsify
+from shared.decoding.noise import check_seed, gumbel
+from shared.decoding.warp import Warp, guide, warp_logits
+from shared.models.inter_head import quantise_features
+from shared.models.kv_cache import KVCache, cache_window
+from shared.models.zoo import DevicePackage
+
+PROPOSAL_IDS = 64  # k: ids of the sparse q that `rejection` samples from and sends
+_READ_RADII = frozenset({"interval"})  # gates for whose score the Inter-Head must run
+
+SparseQ = tuple[NDArray[np.int32], NDArray[np.float16]]  # ids [k], probabilities [k]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Step:
+    """The device's draft for one position, and what its feature would be made of.
+
+    token     codebook id
+    score     of the chosen gate
+    margin    of the gate "margin", whatever the chosen one
+    proposal  the sparse q the token was sampled from; None unless `rejection` will judge it
+    hidden_1D, centre_1V, log_q_1V  of the conditional row, guided, and warped
+    """
+
+    token: int
+    score: float
+    margin: float
+    proposal: SparseQ | None
+    hidden_1D: Tensor
+    centre_1V: Tensor
+    log_q_1V: Tensor
+
+
+class Drafter:
+    """One image on the device. Its cache remembers what it was fed, so every step feeds only what is new.
+
+    There is one guidance row where guidance is distilled into the model or is 1, two otherwise; then the
+    centre of an interval is the guided logit, radius and hidden state are the conditional row's (SPEC section
+    2). Raises InvalidPrompt; InvalidRequest for an unknown gate or rule, and for an impossible seed.
+    """
+
+    def __init__(  # noqa: PLR0913 - one image, and the two names that say how it is drawn
+        self,
+        package: DevicePackage,
+        prompt: str,
+        seed: int,
+        warp: Warp,
+        *,
+        gate: str = "margin",
+        acceptance: str = "coupled",
+    ) -> None:
+        self._model, self._config = package.model, package.model.base.config
+        self._seed, self._warp = check_seed(seed), warp
+        self._gate, self._margin = gates.gate(gate), gates.gate("margin")
+        self._reads_radii = gate in _READ_RADII
+        rule(acceptance)
+        self._acceptance = acceptance
+        one_row = self._model.config.distilled_guidance is not None or warp.guidance == 1.0
+        self._rows = 1 if one_row else 2
+        with torch.inference_mode():
+            self._prompt_RND = self._model.base.prompt_rows(prompt)[: self._rows]
+        self._start = self._config.prefix_len - self._prompt_RND.shape[1]
+        self._places_T = torch.arange(self._config.image_tokens)
+        self._cache = KVCache(self._config, self._rows)
+        self._fed = 0  # inputs in the cache: the prompt counts one, every token one
+
+    @cached_property
+    def _noise_TV(self) -> Tensor:
+        """All noise of the image, drawn at the first step; `greedy` is drawing with none."""
+        shape = (self._config.image_tokens, self._config.vocab_size)
+        if self._acceptance == "greedy":
+            return torch.zeros(shape)
+        return gumbel(self._seed, range(shape[0]), shape[1])
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int]) -> Step:
+        """The draft for position len(tokens) < T: argmax(log q + g), or for `rejection` from the sparse q.
+
+        `tokens` must begin with what earlier steps were given, up to the last `rewind`. ONE forward feeds
+        whatever of prompt + tokens the cache lacks, so a prefill after a prefix is nothing special.
+        """
+        position = len(tokens)
+        hidden_RD = self._forward(tokens)
+        centre_1V = self._centre(hidden_RD)
+        log_q_1V = warp_logits(centre_1V, self._warp)
+        evidence = self._evidence(position, hidden_RD[:1], centre_1V, log_q_1V)
+        margin = float(self._margin(evidence))
+        score = margin if self._gate is self._margin else float(self._gate(evidence))
+        token, proposal = self._draw(log_q_1V, evidence.noise_TV)
+        return Step(token, score, margin, proposal, hidden_RD[:1], centre_1V, log_q_1V)
+
+    def rewind(self, length: int) -> None:
+        """Forget everything behind the first `length` tokens; the prompt stays."""
+        self._fed = min(self._fed, 1 + length)
+
+    @torch.inference_mode()
+    def features(self, steps: Sequence[Step]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+        """Interval features of n >= 1 steps (eq. 5), quantised: codes int8 [n, d_f], scale float16 [n]."""
+        hidden_TD, centre_TV, log_q_TV = (
+            torch.cat(rows)
+            for rows in zip(*((step.hidden_1D, step.centre_1V, step.log_q_1V) for step in steps), strict=True)
+        )
+        radius_TV = self._model.inter_head(hidden_TD)
+        codes, scale = quantise_features(self._model.feature(hidden_TD, centre_TV, radius_TV, log_q_TV))
+        return codes.numpy(), scale.numpy()
+
+    def _forward(self, tokens: Sequence[int]) -> Tensor:
+        """Feed what the cache lacks, and at least the last input again; its hidden states [R, D]."""
+        gpt = self._model.base.gpt
+        known = min(self._fed, len(tokens))  # inputs not to feed
+        first = max(known - 1, 0)
+        parts = [] if known else [self._prompt_RND]
+        if tokens[first:]:
+            ids_RT = torch.tensor([list(tokens[first:])] * self._rows)
+            parts.append(gpt.embed_tokens(ids_RT, self._places_T[first : len(tokens)]))
+        x_RTD = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        end = self._config.prefix_len + len(tokens)
+        positions = list(range(end - x_RTD.shape[1], end))
+        window = cache_window(range(self._rows), [positions] * self._rows, [self._start] * self._rows)
+        hidden_RTD: Tensor = gpt(x_RTD, window, self._cache)
+        self._fed = 1 + len(tokens)
+        return hidden_RTD[:, -1]
+
+    def _centre(self, hidden_RD: Tensor) -> Tensor:
+        """Guided logits, fp32 [1, V]."""
+        logits_RV = self._model.base.gpt.logits(hidden_RD)
+        return logits_RV if self._rows == 1 else guide(logits_RV[:1], logits_RV[1:], self._warp.guidance)
+
+    def _evidence(
+        self, position: int, hidden_1D: Tensor, centre_1V: Tensor, log_q_1V: Tensor
+    ) -> gates.Evidence:
+        """What the gates may read; the radii only where one of them does."""
+        place_1, noise_1V = (rows[position : position + 1] for rows in (self._places_T, self._noise_TV))
+        radius_1V = self._model.inter_head(hidden_1D) if self._reads_radii else torch.zeros_like(centre_1V)
+        return gates.Evidence(self._seed, place_1, log_q_1V, noise_1V, centre_1V, radius_1V)
+
+    def _draw(self, log_q_1V: Tensor, noise_1V: Tensor) -> tuple[int, SparseQ | None]:
+        if self._acceptance != "rejection":
+            return int((log_q_1V + noise_1V).argmax()), None
+        ids_J, probs_J = sparsify(log_q_1V[0], PROPOSAL_IDS)
+        return sample_sparse(ids_J, probs_J, noise_1V[0]), (ids_J, probs_J)

@@ -1,0 +1,192 @@
+"""A decode policy is a value: when the device asks, how far it guesses, how the cloud judges.
+
+SPEC sections 4 and 6. Knows nothing of models, networks or tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from shared.decoding import acceptance as rules
+from shared.decoding import gates
+from shared.decoding.calibration import Calibration, GateTable
+from shared.errors import InvalidRequest
+
+MODES = ("ciar", "exact", "cloud-only", "device-only")
+MAX_SPAN = 64
+ADAPTIVE = "adaptive"
+DEFAULT_GATE = "margin"
+DEFAULT_BUDGET = 0.25  # cloud forwards per token
+DEFAULT_SPAN = 5
+DEFAULT_PREFIX_RATE = 0.06
+ADAPTIVE_CAP = 16
+ADAPTIVE_FLOOR = 0.3
+UNSCORED = ("never", "always")  # gates that need no threshold and no calibration
+# Overrides that would contradict what a mode is; `acceptance` also says how a side draws:
+# it always means something.
+_MEANINGLESS = {
+    "ciar": (),
+    "exact": ("gate", "threshold", "cloud_budget"),
+    "cloud-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate"),
+    "device-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate"),
+}
+
+
+def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise InvalidRequest(f"{name} {value} is not allowed", f"allowed: {allowed}")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One row of a table. Raises InvalidRequest naming the offending value and the allowed ones.
+
+    mode            the name it goes by, one of MODES
+    gate            a name in shared.decoding.gates.GATES; the device asks iff its score > `threshold`
+    threshold       finite
+    span            tokens per span at most, 1 .. 64
+    adaptive_floor  None: spans have `span` tokens; else a span ends where the calibrated probability
+                    that all of it is accepted falls below this, 0 < floor < 1
+    prefix_rate     rho: the cloud draws the first floor(rho * T) tokens, 0 .. 1
+    acceptance      a name in shared.decoding.acceptance.RULES
+    features        kept tokens travel with their interval features (eq. 5)
+    use_cloud       False: there is no session; then the gate is "never" and the prefix rate 0
+    """
+
+    mode: str
+    gate: str
+    threshold: float
+    span: int
+    adaptive_floor: float | None
+    prefix_rate: float
+    acceptance: str
+    features: bool
+    use_cloud: bool
+
+    def __post_init__(self) -> None:
+        # Written so that NaN fails every test.
+        _require(self.mode in MODES, "mode", self.mode, ", ".join(MODES))
+        gates.gate(self.gate)
+        rules.rule(self.acceptance)
+        _require(math.isfinite(self.threshold), "threshold", self.threshold, "finite numbers")
+        whole = isinstance(self.span, int) and 1 <= self.span <= MAX_SPAN
+        _require(whole, "span", self.span, f"1 to {MAX_SPAN} tokens")
+        floor = self.adaptive_floor
+        _require(floor is None or 0.0 < floor < 1.0, "adaptive floor", floor, "above 0, below 1")
+        _require(0.0 <= self.prefix_rate <= 1.0, "prefix rate", self.prefix_rate, "0 to 1")
+        alone = self.gate == "never" and self.prefix_rate == 0.0
+        _require(self.use_cloud or alone, "gate without a cloud", self.gate, "never, with prefix rate 0")
+
+    def prefix_tokens(self, image_tokens: int) -> int:
+        """m = floor(rho * T)."""
+        return math.floor(self.prefix_rate * image_tokens + 1e-9)  # 0.29 * 100 is 28.999999999999996
+
+
+_CIAR = Policy(
+    mode="ciar",
+    gate=DEFAULT_GATE,
+    threshold=0.0,
+    span=DEFAULT_SPAN,
+    adaptive_floor=None,
+    prefix_rate=DEFAULT_PREFIX_RATE,
+    acceptance="coupled",
+    features=True,
+    use_cloud=True,
+)
+_EXACT = replace(
+    _CIAR,
+    mode="exact",
+    gate="always",
+    span=ADAPTIVE_CAP,
+    adaptive_floor=ADAPTIVE_FLOOR,
+    prefix_rate=0.0,
+    features=False,
+)
+_CLOUD_ONLY = replace(_EXACT, mode="cloud-only", span=1, adaptive_floor=None, prefix_rate=1.0)
+_DEVICE_ONLY = replace(_CLOUD_ONLY, mode="device-only", gate="never", prefix_rate=0.0, use_cloud=False)
+_PRESETS = {policy.mode: policy for policy in (_CIAR, _EXACT, _CLOUD_ONLY, _DEVICE_ONLY)}
+
+
+def policy_for(  # noqa: PLR0913 - each is an option of the command line
+    mode: str,
+    calibration: Calibration | None,
+    *,
+    gate: str | None = None,
+    threshold: float | None = None,
+    cloud_budget: float | None = None,
+    span: str | int | None = None,
+    prefix_rate: float | None = None,
+    acceptance: str | None = None,
+) -> Policy:
+    """The policy of a mode with overrides on top; None keeps what the mode says.
+
+    threshold     tau itself, instead of
+    cloud_budget  a share of cloud forwards per token, 0 < budget <= 1, looked up in the gate's calibration
+    span          tokens, or "adaptive": up to 16, ended at a floor of 0.3
+
+    Raises InvalidRequest for an unknown name, a value out of range, a gate without calibration, and overrides
+    that contradict each other or mean nothing in this mode. `calibration` may be None where none is needed.
+    """
+    _require(mode in MODES, "mode", mode, ", ".join(MODES))
+    given = {"gate": gate, "threshold": threshold, "cloud_budget": cloud_budget, "span": span}
+    given["prefix_rate"] = prefix_rate
+    _refuse_meaningless(mode, [name for name, value in given.items() if value is not None])
+    policy = _PRESETS[mode]
+    policy = replace(
+        policy,
+        gate=policy.gate if gate is None else gate,
+        prefix_rate=policy.prefix_rate if prefix_rate is None else prefix_rate,
+        acceptance=policy.acceptance if acceptance is None else acceptance,
+    )
+    policy = policy if span is None else _with_span(policy, span)
+    if policy.adaptive_floor is not None:
+        _table(calibration, DEFAULT_GATE)
+    return _with_threshold(policy, calibration, threshold, cloud_budget)
+
+
+def _refuse_meaningless(mode: str, given: list[str]) -> None:
+    meaningless = [name for name in given if name in _MEANINGLESS[mode]]
+    if meaningless:
+        allowed = [name for name in MODES if not set(meaningless) & set(_MEANINGLESS[name])]
+        raise InvalidRequest(
+            f"{' and '.join(meaningless)} cannot be set in mode {mode!r}",
+            f"allowed in: {', '.join(allowed)}",
+        )
+
+
+def _with_span(policy: Policy, span: str | int) -> Policy:
+    if span == ADAPTIVE:
+        return replace(policy, span=ADAPTIVE_CAP, adaptive_floor=ADAPTIVE_FLOOR)
+    if not isinstance(span, int):
+        raise InvalidRequest(
+            f"span {span!r} is not allowed", f"allowed: 1 to {MAX_SPAN} tokens, or {ADAPTIVE!r}"
+        )
+    return replace(policy, span=span, adaptive_floor=None)
+
+
+def _with_threshold(
+    policy: Policy, calibration: Calibration | None, threshold: float | None, budget: float | None
+) -> Policy:
+    """Settle tau: given, or the one whose measured call rate is the budget."""
+    if threshold is not None and budget is not None:
+        raise InvalidRequest(
+            f"threshold {threshold} and cloud budget {budget} exclude each other",
+            "a budget is turned into a threshold",
+            "give one of the two",
+        )
+    if policy.gate in UNSCORED:
+        _require(threshold is None, f"gate {policy.gate!r} with threshold", threshold, "no threshold")
+        _require(budget is None, f"gate {policy.gate!r} with cloud budget", budget, "no budget")
+        return policy
+    if threshold is not None:
+        return replace(policy, threshold=threshold)
+    budget = DEFAULT_BUDGET if budget is None else budget
+    _require(0.0 < budget <= 1.0, "cloud budget", budget, "above 0, up to 1 cloud forwards per token")
+    return replace(policy, threshold=_table(calibration, policy.gate).threshold(budget))
+
+
+def _table(calibration: Calibration | None, gate: str) -> GateTable:
+    if calibration is None:
+        raise InvalidRequest(f"gate {gate!r} needs a calibration", "it turns scores into probabilities")
+    return calibration.table(gate)

@@ -1,0 +1,151 @@
+"""What a caller may ask for, and what it becomes: a Request and a Policy, checked before anything is sent.
+
+The command line and the REST gateway share it. Knows nothing of either, nor of networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field
+
+from device_client.loop import Request
+from device_client.policy import MAX_SPAN, Policy, policy_for
+from shared.decoding.acceptance import RULES
+from shared.decoding.gates import GATES
+from shared.decoding.noise import SEED_LIMIT
+from shared.decoding.warp import MAX_GUIDANCE, MAX_TEMPERATURE
+from shared.models.zoo import DevicePackage
+
+Mode = Literal["ciar", "exact", "cloud-only", "device-only"]
+GATE_NAMES, RULE_NAMES = ", ".join(GATES), ", ".join(RULES)
+
+
+def _known_gate(name: str) -> str:
+    return _one_of(name, GATES)
+
+
+def _known_rule(name: str) -> str:
+    return _one_of(name, RULES)
+
+
+def _one_of(name: str, allowed: Mapping[str, Any]) -> str:
+    if name not in allowed:
+        raise ValueError(f"allowed: {', '.join(allowed)}")
+    return name
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Wish(BaseModel):
+    """One picture. What is None is taken from the model's calibration or from the mode."""
+
+    prompt: str = Field(description='what to draw, such as "a cat"')
+    seed: int = Field(0, ge=0, lt=SEED_LIMIT, description=f"which picture: 0 to {SEED_LIMIT - 1}")
+    mode: Mode = Field("ciar", description="who decides: ciar, exact, cloud-only or device-only")
+    gate: Annotated[str, AfterValidator(_known_gate)] | None = Field(
+        None, description=f"when the device asks: {GATE_NAMES}"
+    )
+    threshold: Number | None = Field(None, description="ask where the gate's score is above this number")
+    cloud_budget: Annotated[Number, Field(gt=0, le=1)] | None = Field(
+        None, description="cloud forwards per token to aim at: above 0, up to 1; instead of a threshold"
+    )
+    span: Annotated[int, Field(ge=1, le=MAX_SPAN)] | Literal["adaptive"] | None = Field(
+        None, description=f"drafted tokens per message: 1 to {MAX_SPAN}, or adaptive"
+    )
+    prefix_rate: Annotated[Number, Field(ge=0, le=1)] | None = Field(
+        None, description="share of the picture the cloud draws first, 0 to 1"
+    )
+    acceptance: Annotated[str, AfterValidator(_known_rule)] | None = Field(
+        None, description=f"how the cloud judges: {RULE_NAMES}"
+    )
+    guidance: Annotated[Number, Field(ge=0, le=MAX_GUIDANCE)] | None = Field(
+        None, description=f"how closely to follow the prompt: 0 to {MAX_GUIDANCE:g}, 1 is off"
+    )
+    temperature: Annotated[Number, Field(ge=0, le=MAX_TEMPERATURE)] | None = Field(
+        None, description=f"how varied: 0 to {MAX_TEMPERATURE:g}, 0 is greedy"
+    )
+    top_k: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="draw among the k likeliest tokens: 0, 1, 2, ..., 0 is off"
+    )
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = Field(
+        None, description="draw among the likeliest tokens of this mass: above 0, up to 1, 1 is off"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A checked wish: what the loop runs, what the picture says about itself, what the caller should know."""
+
+    request: Request
+    policy: Policy
+    settings: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def make_plan(package: DevicePackage, wish: Wish) -> Plan:
+    """Turn a wish into a plan for this model.
+
+    Raises InvalidRequest (InvalidPrompt among it) where the two do not fit; the network is not touched.
+    """
+    calibration = package.calibration
+    asked = wish.model_dump(include={"guidance", "temperature", "top_k", "top_p"}, exclude_none=True)
+    request = Request(wish.prompt, wish.seed, replace(calibration.warp, **asked))
+    package.model.base.vocabulary.encode(wish.prompt)
+    policy = policy_for(
+        wish.mode,
+        calibration,
+        gate=wish.gate,
+        threshold=wish.threshold,
+        cloud_budget=wish.cloud_budget,
+        span=wish.span,
+        prefix_rate=wish.prefix_rate,
+        acceptance=wish.acceptance,
+    )
+    return Plan(request, policy, _settings(package, request, policy), tuple(_notes(package, request)))
+
+
+def release() -> str:
+    """The version of this program; a checkout that was never installed has none."""
+    try:
+        return version("ciar")
+    except PackageNotFoundError:
+        return "unreleased"
+
+
+def complaint(error: Mapping[str, Any]) -> str:
+    """One error of pydantic, in words: the value where there is one, and what was expected."""
+    text = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] in ("missing", "json_invalid") or isinstance(error["input"], dict):
+        return text
+    return f"{repr(error['input'])[:60]}: {text[0].lower()}{text[1:]}"
+
+
+def _settings(package: DevicePackage, request: Request, policy: Policy) -> dict[str, Any]:
+    return {
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "mode": policy.mode,
+        "model": package.name,
+        "device_digest": package.digest,
+        "cloud_digest": package.cloud_digest,
+        "policy": asdict(policy),
+        "warp": asdict(request.warp),
+    }
+
+
+def _notes(package: DevicePackage, request: Request) -> list[str]:
+    notes = []
+    if unknown := package.model.base.vocabulary.unknown(request.prompt):
+        notes.append(f"ignoring words the model does not know: {', '.join(map(repr, unknown))}")
+    distilled = package.model.config.distilled_guidance
+    if distilled is not None and distilled != request.warp.guidance:
+        notes.append(
+            f"the device model learned guidance {distilled:g}; at {request.warp.guidance:g} the cloud will "
+            "correct it more often"
+        )
+    return notes

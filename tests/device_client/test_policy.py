@@ -1,0 +1,89 @@
+"""Policies are values: every mode, every override, every refusal by name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from device_client.policy import MODES, Policy, policy_for
+from shared.decoding.calibration import Calibration, GateTable
+from shared.decoding.warp import Warp
+from shared.errors import InvalidRequest
+
+TABLE = GateTable((-3.0, -2.0, -1.0), (0.1, 0.6), (0.1, 0.2, 0.3), (-1.0, -2.0, -3.0))
+CALIBRATION = Calibration("digest", Warp(), 5, 0.06, {"margin": TABLE})
+
+
+def test_the_modes_are_what_the_readme_says() -> None:
+    ciar, exact, cloud, device = (policy_for(mode, CALIBRATION) for mode in MODES)
+    assert ciar == Policy("ciar", "margin", -2.5, 5, None, 0.06, "coupled", features=True, use_cloud=True)
+    assert exact == Policy("exact", "always", 0.0, 16, 0.3, 0.0, "coupled", features=False, use_cloud=True)
+    assert cloud.prefix_tokens(256) == 256 and cloud.use_cloud
+    assert device.gate == "never" and device.prefix_tokens(256) == 0 and not device.use_cloud
+
+
+@pytest.mark.parametrize(
+    ("rate", "tokens", "prefix"), [(0.06, 256, 15), (0.29, 100, 29), (0.0, 256, 0), (1.0, 36, 36)]
+)
+def test_the_prefix_is_the_floor_of_its_share(rate: float, tokens: int, prefix: int) -> None:
+    assert policy_for("ciar", CALIBRATION, prefix_rate=rate).prefix_tokens(tokens) == prefix
+
+
+def test_overrides_lie_on_top_of_the_mode() -> None:
+    assert policy_for("ciar", CALIBRATION, cloud_budget=0.1).threshold == -1.0
+    assert policy_for("ciar", CALIBRATION, threshold=-7.0).threshold == -7.0
+    assert policy_for("ciar", CALIBRATION, span=3).span == 3
+    adaptive = policy_for("ciar", CALIBRATION, span="adaptive")
+    assert (adaptive.span, adaptive.adaptive_floor) == (16, 0.3)
+    fixed = policy_for("exact", CALIBRATION, span=4, prefix_rate=0.5)
+    assert (fixed.span, fixed.adaptive_floor, fixed.prefix_rate) == (4, None, 0.5)
+    assert policy_for("cloud-only", CALIBRATION, acceptance="greedy").acceptance == "greedy"
+
+
+def test_what_looks_nothing_up_needs_no_calibration() -> None:
+    for gate in ("never", "always"):
+        assert policy_for("ciar", None, gate=gate).gate == gate
+    assert policy_for("exact", None, span=5).span == 5
+    assert policy_for("ciar", None, threshold=-2.0).threshold == -2.0
+    with pytest.raises(InvalidRequest, match="margin"):
+        policy_for("exact", None)
+    with pytest.raises(InvalidRequest, match="margin"):
+        policy_for("ciar", None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "override", "named"),
+    [
+        ("fast", {}, "'?fast.* ciar, exact, cloud-only, device-only"),
+        ("ciar", {"threshold": -1.0, "cloud_budget": 0.2}, "threshold -1.0 and cloud budget 0.2"),
+        ("ciar", {"gate": "never", "threshold": 1.0}, "'never' with threshold 1.0"),
+        ("ciar", {"gate": "always", "cloud_budget": 0.2}, "'always' with cloud budget 0.2"),
+        ("ciar", {"gate": "guess"}, "'guess'.* margin"),
+        ("ciar", {"gate": "entropy"}, "'entropy'.* margin"),
+        ("ciar", {"acceptance": "kind"}, "'kind'.* coupled"),
+        ("ciar", {"cloud_budget": 0.0}, "cloud budget 0.0"),
+        ("ciar", {"cloud_budget": math.nan}, "cloud budget nan"),
+        ("ciar", {"threshold": math.nan}, "threshold nan"),
+        ("ciar", {"threshold": math.inf}, "threshold inf"),
+        ("ciar", {"span": 0}, "span 0 .* 1 to 64"),
+        ("ciar", {"span": 65}, "span 65 .* 1 to 64"),
+        ("ciar", {"span": "long"}, "span 'long' .* 'adaptive'"),
+        ("ciar", {"prefix_rate": 1.5}, "prefix rate 1.5 .* 0 to 1"),
+        ("exact", {"gate": "margin"}, "gate cannot be set in mode 'exact'.* ciar"),
+        ("cloud-only", {"span": 5, "prefix_rate": 0.5}, "span and prefix_rate .* ciar, exact"),
+        ("device-only", {"threshold": 1.0}, "threshold cannot .* ciar"),
+    ],
+)
+def test_impossible_policies_are_refused_by_name(mode: str, override: dict[str, object], named: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        policy_for(mode, CALIBRATION, **override)  # type: ignore[arg-type]
+    assert refusal.match("(?s)" + named)
+
+
+def test_a_policy_checks_itself() -> None:
+    policy = policy_for("exact", CALIBRATION)
+    for change in ({"adaptive_floor": 1.0}, {"adaptive_floor": 0.0}, {"use_cloud": False}, {"mode": "other"}):
+        with pytest.raises(InvalidRequest):
+            replace(policy, **change)  # type: ignore[arg-type]
