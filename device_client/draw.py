@@ -44,10 +44,12 @@ class Upstream:
 
 async def steps(package: DevicePackage, plan: Plan, upstream: Upstream) -> AsyncGenerator[Progress, None]:
     """The loop over a link of its own. Closing it early frees the cloud's session at once."""
-    async with upstream.link(plan) as cloud:
-        async with aclosing(decode(package, plan.request, plan.policy, cloud)) as progress:
-            async for step in progress:
-                yield step
+    async with (
+        upstream.link(plan) as cloud,
+        aclosing(decode(package, plan.request, plan.policy, cloud)) as progress,
+    ):
+        async for step in progress:
+            yield step
 
 
 def record(plan: Plan, progress: Progress) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import signal
 import subprocess
@@ -45,10 +44,7 @@ def cloud_server(model: str, *flags: str) -> Iterator[str]:
     Raises CiarError with the server's own words when it does not get ready.
     """
     command = [sys.executable, "-m", "cloud_server.cli", "--model", model, "--port", "0", *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True
-    ) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         try:
             yield _address(server)
         finally:

@@ -89,7 +89,7 @@ class VQConfig:
     encoder_norm: str = "group"  # group | pixel (per-pixel RMS: keeps the encoder local)
     encoder_padding: Literal["zeros", "replicate"] = "zeros"  # zeros | replicate
     norm_groups: int = 32
-    linear_path: bool = False  # a linear map from patch to feature and back beside the stack: colour is learnt at once
+    linear_path: bool = False  # a linear map from patch to feature and back beside the stack
 
     @property
     def factor(self) -> int:

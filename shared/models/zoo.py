@@ -99,7 +99,7 @@ def load_cloud(name: str, models: Path) -> CloudModel:
     bridge_DF = (
         load_file(bridge)["weight"].float() if bridge.is_file() else torch.zeros(model.config.dim, width)
     )
-    return CloudModel(name, digest(folder), model, bridge_DF)
+    return CloudModel(folder.parent.resolve().name, digest(folder), model, bridge_DF)
 
 
 def load_device_package(name: str, models: Path) -> DevicePackage:
@@ -113,7 +113,9 @@ def load_device_package(name: str, models: Path) -> DevicePackage:
             f"the device model belongs to cloud {model.config.cloud_digest}",
             "calibrate again with ciar-train device",
         )
-    return DevicePackage(name, digest(folder / "device"), model, load_vq(folder / "vq"), calibration)
+    return DevicePackage(
+        folder.resolve().name, digest(folder / "device"), model, load_vq(folder / "vq"), calibration
+    )
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+from google.protobuf.message import DecodeError
+
 from shared.decoding.warp import Warp
 from shared.errors import (
     CiarError,
@@ -26,6 +28,7 @@ from shared.wire import tensors
 from shared.wire.pb import ciar_pb2 as pb
 
 PROTOCOL_VERSION = 1
+UnreadableFrame = DecodeError  # what parsing raises for bytes that are no frame; callers know no protobuf
 
 _CODES: dict[type[CiarError], pb.ErrorCode] = {
     CiarError: pb.ERROR_CODE_INTERNAL,

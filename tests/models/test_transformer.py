@@ -21,8 +21,8 @@ UPSTREAM = TransformerConfig(
     dim=32, n_layer=2, n_head=2, vocab_size=64, grid=4, prefix_len=120, caption_dim=24, ffn_hidden=256
 )
 SMALL = TransformerConfig(
-    dim=32, n_layer=2, n_head=4, n_kv_head=2, vocab_size=40, grid=4, prefix_len=5, caption_dim=8, ffn_hidden=64,
-    learned_positions=True,
+    dim=32, n_layer=2, n_head=4, n_kv_head=2, vocab_size=40, grid=4, prefix_len=5, caption_dim=8,
+    ffn_hidden=64, learned_positions=True,
 )  # fmt: skip
 
 
