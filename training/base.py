@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from shared.models.text import split_words
 from shared.models.vq import VQModel, to_pixels
 from training.data import COLOURS, SceneRange, keyed_generator, scene_split
 from training.presets import preset
-from training.runs import Average, RunFolder, drive
+from training.runs import Learner, RunFolder, drive
 from training.tokenizer import encode_scenes
 
 SAMPLE_PROMPTS = (
@@ -122,14 +121,10 @@ def optimizers(model: nn.Module, rate: float, matrix_rate: float) -> list[torch.
     ]
 
 
-def set_rates(
-    optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[float], step: int, steps: int
-) -> None:
-    """Warm up over 50 steps, then fall linearly to 2 % at the last one."""
+def falling(rates: Sequence[float], step: int, steps: int) -> list[float]:
+    """Learning rates that warm up over 50 steps, then fall linearly to 2 % at the last one."""
     factor = min(1.0, (step + 1) / 50) * (1 - 0.98 * step / steps)
-    for optimizer, rate in zip(optimizers, rates, strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * factor
+    return [rate * factor for rate in rates]
 
 
 @torch.no_grad()
@@ -161,7 +156,7 @@ class BaseTrainer:
     """One run: step, resume, evaluate, export."""
 
     def __init__(self, run: BaseRun) -> None:
-        self.run, self.folder, self.step = run, RunFolder(run.out), 0
+        self.run, self.folder = run, RunFolder(run.out)
         chosen = preset(run.preset)
         self.scenes, self.held_back = scene_split(run.data, chosen.concepts, run.scenes, run.seed)
         self.tokenizer = load_vq(run.tokenizer)
@@ -171,28 +166,13 @@ class BaseTrainer:
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
         self.model = EmojiModel(chosen.model, words)
         initialise(self.model)
-        self.optimizers = optimizers(self.model, run.rate, run.matrix_rate)
-        self.average = Average(self.model, run.average)
-        self._resume(self.folder.begin(run))
-
-    def _resume(self, state: dict[str, Any] | None) -> None:
-        if state is None:
-            return
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.average.values, self.step = state["average"], state["step"]
+        self.learner = Learner(self.model, optimizers(self.model, run.rate, run.matrix_rate), run.average)
+        if state := self.folder.begin(run):
+            self.learner.restore(state)
 
     def save(self) -> None:
         """Write everything a resumed run needs."""
-        self.folder.save(
-            {
-                "model": self.model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "average": self.average.values,
-                "step": self.step,
-            }
-        )
+        self.folder.save(self.learner.state())
 
     def train(self) -> None:
         """Run to the last step, then export."""
@@ -201,23 +181,14 @@ class BaseTrainer:
 
     def advance(self) -> dict[str, float]:
         """One optimiser step on the next scenes; the loss is nats per token."""
-        batch = [self.scenes[self.step * self.run.batch + i] for i in range(self.run.batch)]
+        run, step = self.run, self.learner.step
+        batch = [self.scenes[step * run.batch + i] for i in range(run.batch)]
         tokens = encode_scenes(self.tokenizer, batch).flatten(1)
-        inputs = corrupt(
-            tokens, self.near, self.run.corruption, keyed_generator(self.run.seed + 4, self.step)
-        )
-        set_rates(self.optimizers, (self.run.matrix_rate, self.run.rate), self.step, self.run.steps)
+        inputs = corrupt(tokens, self.near, run.corruption, keyed_generator(run.seed + 4, step))
+        self.learner.set_rates(falling((run.matrix_rate, run.rate), step, run.steps))
         with torch.autocast("cpu", torch.bfloat16):
             loss = self._nll(self.model, [scene.caption for scene in batch], inputs, tokens)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.step += 1
-        self.average.update(self.model, self.step)
-        return {"loss": round(loss.item(), 4), "gradient": round(norm.item(), 3)}
+        return {"loss": round(loss.item(), 4), "gradient": round(self.learner.learn(loss), 3)}
 
     @staticmethod
     def _nll(model: EmojiModel, captions: Sequence[str], inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -227,7 +198,7 @@ class BaseTrainer:
     def averaged_model(self) -> EmojiModel:
         """The model that ships: averaged weights."""
         model = EmojiModel(self.model.config, self.model.vocabulary.words)
-        model.load_state_dict(self.average.values)
+        model.load_state_dict(self.learner.average.values)
         return model.eval()
 
     @torch.no_grad()
@@ -241,7 +212,9 @@ class BaseTrainer:
         drawn = sample(model, prompts, range(len(prompts)), self.run.sample_warp)
         grid = model.config.grid
         self.folder.grid(
-            f"samples-{self.step:06d}", to_pixels(self.tokenizer.decode(drawn.reshape(-1, grid, grid))), 8
+            f"samples-{self.learner.step:06d}",
+            to_pixels(self.tokenizer.decode(drawn.reshape(-1, grid, grid))),
+            8,
         )
         return {"held_back_loss": round(loss.item(), 4)}
 

@@ -8,11 +8,11 @@ step. At the end every gate is calibrated on images the cloud draws from seeds t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +31,10 @@ from shared.models.checkpoint import digest, load_model, load_vq, save_device
 from shared.models.families.emoji import EmojiModel
 from shared.models.inter_head import DeviceModel
 from shared.models.zoo import CALIBRATION, write_calibration
-from training.base import caption_rows, optimizers, sample, set_rates, teacher_forced_hidden
+from training.base import caption_rows, falling, optimizers, sample, teacher_forced_hidden
 from training.data import SceneRange, keyed_generator, scene_split
 from training.presets import preset
-from training.runs import Average, RunFolder, drive
+from training.runs import Learner, RunFolder, drive
 from training.tokenizer import encode_scenes
 
 BOUNDS = ("logit", "prob")
@@ -134,7 +134,7 @@ def _anchor(loss: InterDRO, log_d_NV: Tensor, p_NV: Tensor) -> Tensor:
 def cut_device(cloud: EmojiModel, layers: int, config: DeviceConfig) -> DeviceModel:
     """A device initialised from the cloud's text, embeddings, first layers, norm and head; radii start
     small."""
-    shape = cloud.config.__class__(**{**cloud.config.__dict__, "n_layer": layers})
+    shape = replace(cloud.config, n_layer=layers)
     base = EmojiModel(shape, cloud.vocabulary.words)
     state = cloud.state_dict()
     base.load_state_dict({name: state[name] for name in base.state_dict()})
@@ -184,42 +184,27 @@ class DeviceTrainer:
     """One run: draw, distil, evaluate, calibrate, export."""
 
     def __init__(self, run: DeviceRun) -> None:
-        self.run, self.folder, self.step = run, RunFolder(run.out), 0
+        self.run, self.folder = run, RunFolder(run.out)
         self.cloud, self.tokenizer = load_model(run.cloud), load_vq(run.tokenizer)
         self.scenes, _ = scene_split(run.data, preset(run.preset).concepts, run.scenes, run.seed)
         config = DeviceConfig(cloud_digest=digest(run.cloud), distilled_guidance=run.guidance)
         torch.manual_seed(run.seed)  # the radius head and phi; everything later is keyed by (seed, step)
         self.model = cut_device(self.cloud, run.layers, config)
-        self.optimizers = optimizers(self.model, run.rate, run.matrix_rate)
-        self.average = Average(self.model, run.average)
-        state = self.folder.begin(run)
-        if state:
-            self._resume(state)
+        self.learner = Learner(self.model, optimizers(self.model, run.rate, run.matrix_rate), run.average)
+        if state := self.folder.begin(run):
+            self.learner.restore(state)
         self.drawn = self._draw(run.drawn, TRAIN_SEED, "drawn")
         self.held_back = self._draw(run.calibration_images, HELD_SEED, "held-back")
 
     def _draw(self, count: int, first_seed: int, name: str) -> Drawn:
-        captions = [self.scenes[first_seed + i].caption or "a picture" for i in range(2 * count)]
-        named = [text for text in captions if self.cloud.vocabulary.known(text)][:count]
+        captions = (self.scenes[index].caption for index in itertools.count(first_seed))
+        named = list(itertools.islice(filter(None, captions), count))
         file = self.folder.path / f"{name}.safetensors"
         return draw_images(self.cloud, named, first_seed, self.run.warp, file)
 
-    def _resume(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.average.values, self.step = state["average"], state["step"]
-
     def save(self) -> None:
         """Write everything a resumed run needs."""
-        self.folder.save(
-            {
-                "model": self.model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "average": self.average.values,
-                "step": self.step,
-            }
-        )
+        self.folder.save(self.learner.state())
 
     def train(self) -> None:
         """Run to the last step, export, calibrate."""
@@ -232,32 +217,25 @@ class DeviceTrainer:
         """One optimiser step on a mixture of drawn and real sequences; the losses are per position."""
         captions, tokens = self._batch()
         p_BTV = teacher_probabilities(self.cloud, captions, tokens, self.run.guidance)
-        set_rates(self.optimizers, (self.run.matrix_rate, self.run.rate), self.step, self.run.steps)
+        run = self.run
+        self.learner.set_rates(falling((run.matrix_rate, run.rate), self.learner.step, run.steps))
         centre, radius = self._forward(self.model, captions, tokens)
         terms = inter_dro(self.run.loss, centre.flatten(0, 1), radius.flatten(0, 1), p_BTV.flatten(0, 1))
         loss = torch.stack(list(terms.values())).sum()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.step += 1
-        self.average.update(self.model, self.step)
         record = {name: round(term.item(), 4) for name, term in terms.items()}
         radii = {
             "radius_mean": radius.mean().item(),
             "radius_std": radius.std().item(),
-            "gradient": norm.item(),
+            "gradient": self.learner.learn(loss),
         }
         return {**record, **{name: round(value, 4) for name, value in radii.items()}}
 
     def _batch(self) -> tuple[list[str], Tensor]:
-        run = self.run
+        run, step = self.run, self.learner.step
         drawn = round(run.batch * run.drawn_share)
-        rng = keyed_generator(run.seed + 5, self.step)
+        rng = keyed_generator(run.seed + 5, step)
         pick = rng.integers(0, len(self.drawn.captions), drawn).tolist()
-        start = self.step * (run.batch - drawn)
+        start = step * (run.batch - drawn)
         real = [self.scenes[start + i] for i in range(run.batch - drawn)]
         captions = [self.drawn.captions[i] for i in pick] + [scene.caption for scene in real]
         return captions, torch.cat(
@@ -274,7 +252,7 @@ class DeviceTrainer:
         """The model that ships: averaged weights."""
         base = EmojiModel(self.model.base.config, self.model.base.vocabulary.words)
         model = DeviceModel(base, self.model.config)
-        model.load_state_dict(self.average.values)
+        model.load_state_dict(self.learner.average.values)
         return model.eval()
 
     def evaluate(self) -> dict[str, float]:
@@ -294,10 +272,8 @@ class DeviceTrainer:
         agree = np.zeros(shape, np.bool_)
         for row, (caption, seed) in enumerate(zip(held.captions, held.seeds, strict=True)):
             centre, radius = self._forward(model, [caption], held.tokens_NT[row : row + 1])
-            log_q, noise_TV = (
-                warp_logits(centre[0], self.run.warp),
-                gumbel(seed, range(shape[1]), centre.shape[-1]),
-            )
+            log_q = warp_logits(centre[0], self.run.warp)
+            noise_TV = gumbel(seed, range(shape[1]), centre.shape[-1])
             evidence = Evidence(seed, torch.arange(shape[1]), log_q, noise_TV, centre[0], radius[0])
             for name, scored in scores.items():
                 scored[row] = GATES[name](evidence).clamp(-1e6, 1e6).numpy()

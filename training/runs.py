@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,7 +79,7 @@ class Trainer(Protocol):
     """What `drive` needs of a training verb."""
 
     folder: RunFolder
-    step: int
+    learner: Learner
 
     def advance(self) -> dict[str, float]:
         """One optimiser step; returns its metrics."""
@@ -93,14 +93,14 @@ class Trainer(Protocol):
 
 def drive(trainer: Trainer, steps: int, batch: int, checkpoint_every: int) -> None:
     """Advance to the last step, logging every step and checkpointing with an evaluation now and then."""
-    while trainer.step < steps:
+    while (step := trainer.learner.step) < steps:
         began = time.monotonic()
         record = trainer.advance()
         images_per_s = round(batch / (time.monotonic() - began), 1)
-        trainer.folder.log({"step": trainer.step, **record, "images_per_s": images_per_s})
-        if trainer.step % checkpoint_every == 0 or trainer.step == steps:
+        trainer.folder.log({"step": step + 1, **record, "images_per_s": images_per_s})
+        if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
             trainer.save()
-            trainer.folder.log({"step": trainer.step, **trainer.evaluate()})
+            trainer.folder.log({"step": step + 1, **trainer.evaluate()})
 
 
 class Average:
@@ -119,3 +119,45 @@ class Average:
                 self.values[name].lerp_(value, 1 - decay)
             else:
                 self.values[name].copy_(value)
+
+
+class Learner:
+    """A model, its optimisers and its average: one gradient step at a time, saved and restored whole."""
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], decay: float) -> None:
+        self.model, self.optimizers, self.average = model, optimizers, Average(model, decay)
+        self.step = 0
+
+    def learn(self, loss: Tensor) -> float:
+        """Descend once, gradients clipped to norm 1; returns their norm before clipping."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
+        self.average.update(self.model, self.step)
+        return norm.item()
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """The learning rate of each optimiser for the next step."""
+        for optimizer, rate in zip(self.optimizers, rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs; holds only what `torch.load(weights_only=True)` reads."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "average": self.average.values,
+            "step": self.step,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become what `state` was taken of."""
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.average.values, self.step = state["average"], state["step"]

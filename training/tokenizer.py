@@ -22,7 +22,7 @@ from shared.models.checkpoint import save_vq
 from shared.models.vq import VQModel, from_pixels, to_pixels
 from training.data import CELL, Scene, SceneRange, batch_pixels, keyed_generator, scene_split
 from training.presets import preset
-from training.runs import Average, RunFolder, drive
+from training.runs import Learner, RunFolder, drive
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,11 @@ class CodebookAverage:
         model.quantize.embedding.weight.data.copy_(F.normalize(self.sums, dim=-1))
 
 
+def cosine(step: int, steps: int) -> float:
+    """A share of the learning rate: warm up over 40 steps, then fall along a cosine to 2 %."""
+    return min(1.0, (step + 1) / 40) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+
+
 class TokenizerTrainer:
     """One run: step, resume, evaluate, export."""
 
@@ -155,25 +160,20 @@ class TokenizerTrainer:
         self.model = VQModel(self.shape)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         learned = [p for n, p in self.model.named_parameters() if not n.startswith("quantize")]
-        self.optimizer = torch.optim.AdamW(learned, lr=run.rate, betas=(0.9, 0.95), weight_decay=0.01)
+        optimizer = torch.optim.AdamW(learned, lr=run.rate, betas=(0.9, 0.95), weight_decay=0.01)
         self.codebook: CodebookAverage | None = None
-        self.step = 0
         # Every picture of the folder, whatever the preset's concepts: more artwork only helps the codebook.
         self.scenes, self.held_back = scene_split(run.data, None, run.scenes, run.seed)
         state = self.folder.begin(run)
-        if state:
-            self._restore(state)
-        elif self.shape.linear_path:
+        if not state and self.shape.linear_path:
             some = [self.scenes[i] for i in range(min(256, len(self.scenes.pictures)))]
             start_from_principal_components(self.model, _tensors(some)[0])
-        if not state:
-            self.average = Average(self.model, run.average)
+        self.learner = Learner(self.model, [optimizer], run.average)
+        if state:
+            self._restore(state)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average, self.step = Average(self.model, self.run.average), state["step"]
-        self.average.values = state["average"]
+        self.learner.restore(state)
         if state["counts"] is not None:
             self.codebook = CodebookAverage(state["sums"], self.run.codebook_decay)
             self.codebook.counts = state["counts"]
@@ -181,16 +181,8 @@ class TokenizerTrainer:
     def save(self) -> None:
         """Write everything a resumed run needs."""
         book = self.codebook
-        self.folder.save(
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "average": self.average.values,
-                "step": self.step,
-                "counts": book.counts if book else None,
-                "sums": book.sums if book else None,
-            }
-        )
+        averages = {"counts": book.counts if book else None, "sums": book.sums if book else None}
+        self.folder.save({**self.learner.state(), **averages})
 
     def train(self) -> None:
         """Run to the last step, then export."""
@@ -198,28 +190,18 @@ class TokenizerTrainer:
         save_vq(self.run.out / "vq", self.averaged_model())
 
     def advance(self) -> dict[str, float]:
-        """One optimiser step on the next scenes."""
-        start = self.step * self.run.batch
-        return self.train_step([self.scenes[start + i] for i in range(self.run.batch)])
-
-    def train_step(self, batch: list[Scene]) -> dict[str, float]:
-        """One optimiser step on `batch`; returns its losses."""
-        rng = keyed_generator(self.run.seed + 2, self.step)
-        warm = self.step < self.run.warmup_share * self.run.steps
-        if not warm and self.codebook is None:
+        """One optimiser step on the next scenes; returns its losses."""
+        run, step = self.run, self.learner.step
+        rng = keyed_generator(run.seed + 2, step)
+        if self.codebook is None and step >= run.warmup_share * run.steps:
             self._start_codebook(rng)
-        self._set_rate()
-        pixels, backgrounds = _tensors(batch)
+        self.learner.set_rates([run.rate * cosine(step, run.steps)])
+        pixels, backgrounds = _tensors([self.scenes[step * run.batch + i] for i in range(run.batch)])
         with torch.autocast("cpu", torch.bfloat16):
             z = snapped_features(self.model, pixels, backgrounds)
             unit = F.normalize(z.float(), dim=1)
             loss, record = self._quantised_loss(unit, from_pixels(pixels), rng)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        self.average.update(self.model, self.step)
+        self.learner.learn(loss)
         return record
 
     def _quantised_loss(
@@ -249,23 +231,13 @@ class TokenizerTrainer:
         points = F.normalize(z, dim=1).permute(0, 2, 3, 1).reshape(-1, z.shape[1])
         centres = spherical_kmeans(points, self.shape.codebook_size, rng)
         self.model.quantize.embedding.weight.data.copy_(centres)
-        self.average.values["quantize.embedding.weight"].copy_(centres)
+        self.learner.average.values["quantize.embedding.weight"].copy_(centres)
         self.codebook = CodebookAverage(centres, self.run.codebook_decay)
-
-    def _set_rate(self) -> None:
-        done = self.step / self.run.steps
-        rate = (
-            self.run.rate
-            * min(1.0, (self.step + 1) / 40)
-            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
 
     def averaged_model(self) -> VQModel:
         """The model that ships: averaged weights, the current codebook."""
         model = VQModel(self.shape)
-        model.load_state_dict(self.average.values)
+        model.load_state_dict(self.learner.average.values)
         model.quantize.embedding.weight.data.copy_(self.model.quantize.embedding.weight)
         return model.eval()
 

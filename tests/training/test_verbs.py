@@ -80,7 +80,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         )
         trainer, export, whole = BaseTrainer, "cloud", runs / "base/cloud"
     half = trainer(run)
-    while half.step < run.checkpoint_every:
+    while half.learner.step < run.checkpoint_every:
         half.advance()
     half.save()
     torch.manual_seed(99)  # nothing may depend on global random state
