@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_client.link import CloudLink
-from device_client.loop import Counters, Request, decode
+from device_client.loop import Counters, Progress, Request, decode
 from device_client.policy import Policy
 from evaluation.policies import Row
 from shared.errors import CiarError
@@ -65,14 +65,12 @@ def _address(server: subprocess.Popen[str]) -> str:
     raise CiarError("cloud-server did not get ready", "".join(heard)[-2000:])
 
 
-async def draw(
-    package: DevicePackage, target: str, request: Request, policy: Policy
-) -> tuple[tuple[int, ...], Counters]:
-    """One image: its tokens and its counters."""
+async def draw(package: DevicePackage, target: str, request: Request, policy: Policy) -> Progress:
+    """One image, finished."""
     async with CloudLink(target) as link:
         async for progress in decode(package, request, policy, link):
             last = progress
-    return last.tokens, last.counters
+    return last
 
 
 @dataclass(frozen=True)
@@ -96,6 +94,6 @@ def run_rows(package: DevicePackage, model: str, models: Path, schedule: Schedul
     with cloud_server(model, "--models", str(models)) as target:
         for row, prompt, seed, counted in schedule:
             request = Request(prompt, seed, package.calibration.warp)
-            tokens, counters = asyncio.run(draw(package, target, request, row.policy(package.calibration)))
+            last = asyncio.run(draw(package, target, request, row.policy(package.calibration)))
             if counted:
-                yield Record(row.name, prompt, seed, tokens, counters)
+                yield Record(row.name, prompt, seed, last.tokens, last.counters)

@@ -1,0 +1,61 @@
+"""One tiny measurement fills the whole table; the arithmetic of a line is checked by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from device_client.progress import Counters
+from evaluation.cli import main
+from evaluation.policies import BASE, DEVICE, EXACT, gated
+from evaluation.run import Record, Schedule
+from evaluation.tables import HEADER, markdown, table
+from tests.tiny import build_tiny_model
+
+
+def test_bench_fills_every_row_and_exact_rows_are_identical(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = build_tiny_model(tmp_path / "tiny")
+    flags = ["--model", str(folder), "--prompts", "2", "--warm-ups", "0", "--out", str(tmp_path / "bench")]
+    assert main(["bench", *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split("|")[1].strip(): line.split("|") for line in lines[2:]}
+    assert set(rows) == {row.name for row in (BASE, *EXACT, *gated(0.25), DEVICE)}
+    for row in (BASE, *EXACT):
+        assert rows[row.name][2].strip() == "2/2", row
+    records = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
+    assert len(records) == 2 * len(rows) and all(len(record["tokens"]) == 16 for record in records)
+    assert (tmp_path / "bench.md").read_text() == "\n".join(lines) + "\n"
+
+
+def test_a_line_is_means_of_shares_and_a_ratio_of_medians() -> None:
+    counters = Counters(4, cloud_forwards=4, total_s=2.0)
+    base = [Record(BASE.name, "a cat", seed, (1, 2, 3, 4), counters) for seed in range(2)]
+    cheap = replace(counters, cloud_forwards=1, kept=2, judged=2, accepted=1, bytes_up=100, total_s=0.5)
+    drawn = ((1, 2, 3, 4), (1, 2, 0, 0))
+    ours = [Record("ours", "a cat", seed, tokens, cheap) for seed, tokens in enumerate(drawn)]
+    lines = table([*base, *ours])
+    expected = ["ours", "1/2", "25.0", "25.0", "50.0", "50.0", "100", "0", "0.50", "4.00"]
+    assert lines[1] == expected and len(HEADER) == len(expected)
+    assert markdown(lines).splitlines()[3] == "| " + " | ".join(expected) + " |"
+
+
+def test_schedule_interleaves_rows_and_warms_up_first() -> None:
+    turns = list(Schedule((BASE, DEVICE), ("a cat", "a dog"), warm_ups=1))
+    assert [(row.name, prompt, seed) for row, prompt, seed, counted in turns if counted] == [
+        (BASE.name, "a cat", 0), (DEVICE.name, "a cat", 0), (BASE.name, "a dog", 1), (DEVICE.name, "a dog", 1)
+    ]  # fmt: skip
+    assert [counted for *_, counted in turns] == [False] * 2 + [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "says"),
+    [(["--prompts", "99"], 2, "99"), (["--model", "dalle"], 1, "unknown model 'dalle'")],
+)
+def test_bad_flags(flags: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *flags]) == status
+    assert says in capsys.readouterr().err
