@@ -1,0 +1,227 @@
+"""The model at work: open a session, and judge a batch of jobs in ONE forward. Synchronous, fp32, one thread.
+
+Knows nothing of queues, event loops or the wire. Shapes: B cache rows, T new positions, G guidance rows of a
+session, n prompt words, D width, K span, V codebook.
+"""
+
+from __future__ import annotations
+
+import heapq
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cloud_server.session import Job, Limits, Session, check_features, check_ids
+from shared.decoding.acceptance import Judged, Judgement, rule
+from shared.decoding.noise import check_seed
+from shared.decoding.warp import log_probs
+from shared.errors import InvalidRequest, ModelMismatch, ModelUnavailable, Overloaded
+from shared.messages import Features, ModelInfo, Open
+from shared.models.kv_cache import KVCache, cache_window
+from shared.models.zoo import CloudModel
+
+MAX_SPAN = 64
+# A job with more new positions than this runs alone: its batch-mates would be padded to its length.
+LONG_JOB = 32
+_ROWS = 2  # cache rows per session: the prompt's and the unguided one
+
+
+class Answer(NamedTuple):
+    """What became of a job, and the wall seconds of the forward it was part of."""
+
+    judgement: Judgement
+    cloud_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Feed:
+    """The input of one job: x_GTD at `positions`; the last `rows` positions are judged."""
+
+    positions: list[int]
+    x_GTD: Tensor
+    rows: int
+
+
+class Engine:
+    """One cloud model and its cache slots. Not thread-safe: exactly one thread may call it."""
+
+    def __init__(self, cloud: CloudModel, max_sessions: int, max_span: int = MAX_SPAN) -> None:
+        self._cloud, self._gpt, self.max_sessions = cloud, cloud.model.gpt, max_sessions
+        config = cloud.model.config
+        self.limits = Limits(config.vocab_size, config.image_tokens, cloud.bridge_DF.shape[1], max_span)
+        self._cache = KVCache(config, _ROWS * max_sessions)
+        self._free = list(range(max_sessions))  # a heap: neighbours in the cache are read without a copy
+        self._places: dict[str, int] = {}
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model as GetInfo reports it."""
+        limits = self.limits
+        sizes = limits.codebook_size, limits.image_tokens, limits.feature_width
+        return ModelInfo(self._cloud.name, self._cloud.digest, *sizes)
+
+    @torch.inference_mode()
+    def open(self, order: Open) -> Session:
+        """Take a cache slot for one image; nothing is fed yet.
+
+        Raises ModelUnavailable, ModelMismatch, InvalidPrompt, InvalidRequest for what cannot be ordered, and
+        Overloaded when no slot is free.
+        """
+        self._check(order)
+        prompt_2ND = self._cloud.model.prompt_rows(order.prompt)
+        if not self._free:
+            why = f"all {self.max_sessions} sessions of this server are in use"
+            raise Overloaded(
+                "the server has no free session", why, "try again shortly, or use another server"
+            )
+        place = heapq.heappop(self._free)
+        guided = 1 if order.warp.guidance == 1 else _ROWS
+        start = self._cloud.model.config.prefix_len - prompt_2ND.shape[1]
+        session = Session(
+            name=secrets.token_hex(4),
+            order=order,
+            slots=tuple(range(_ROWS * place, _ROWS * place + guided)),
+            prompt_GND=prompt_2ND[:guided],
+            limits=self.limits,
+            start=start,
+            tokens=order.resume.tolist(),
+            fed=start,
+        )
+        self._places[session.name] = place
+        return session
+
+    def close(self, session: Session) -> None:
+        """Wipe and free the session's slot; closing twice changes nothing."""
+        place = self._places.pop(session.name, None)
+        if place is not None:
+            for slot in session.slots:
+                self._cache.clear(slot)
+            heapq.heappush(self._free, place)
+
+    @torch.inference_mode()
+    def run(self, jobs: Sequence[Job]) -> list[Answer]:
+        """Judge jobs of different sessions in one forward and commit what stands; answers in their order."""
+        began = time.perf_counter()
+        feeds = [self._feed(job) for job in jobs]
+        hidden_BTD = self._forward(jobs, feeds)
+        judgements = self._judge(jobs, feeds, hidden_BTD)
+        cloud_s = time.perf_counter() - began
+        for job, judgement in zip(jobs, judgements, strict=True):
+            _commit(job, judgement, cloud_s)
+        return [Answer(judgement, cloud_s) for judgement in judgements]
+
+    def _check(self, order: Open) -> None:
+        info, limits = self.info, self.limits
+        if order.model != info.name:
+            raise ModelUnavailable(f"no model {order.model!r} here", f"this server serves {info.name!r}")
+        if order.cloud_digest not in ("", info.digest):
+            why = f"the device belongs to cloud weights {order.cloud_digest}, this server has {info.digest}"
+            next_step = (
+                "give the device the package trained for this cloud, or start the cloud it was trained for"
+            )
+            raise ModelMismatch(f"device and cloud disagree about {info.name!r}", why, next_step)
+        if order.codebook_size != limits.codebook_size:
+            what = f"the device has {order.codebook_size} codes, the cloud {limits.codebook_size}"
+            raise ModelMismatch(
+                what, "both must use the same codebook", "install the device package of this model"
+            )
+        check_seed(order.seed)
+        rule(order.acceptance)
+        for count, name in (
+            (order.prefix_tokens, "prefix_tokens"),
+            (len(order.resume), "the length of resume"),
+        ):
+            if not 0 <= count <= limits.image_tokens:
+                raise InvalidRequest(f"{name} is {count}", f"allowed: 0 to T = {limits.image_tokens}")
+        check_ids(order.resume, limits, "resume", InvalidRequest)
+        check_features(order.resume_features, len(order.resume), limits, InvalidRequest)
+
+    def _feed(self, job: Job) -> _Feed:
+        """Everything the session's cache lacks, up to the last position that is judged."""
+        session = job.session
+        first = max(session.fed - session.prefix_rows, 0)  # image place of the first token to feed
+        ids = [*session.tokens, *job.catch_up.tolist(), *job.span.tolist()]
+        ids = ids[first : len(ids) - job.ends_image]
+        x_TD = self._gpt.embed_tokens(
+            torch.tensor(ids, dtype=torch.int64), torch.arange(first, first + len(ids))
+        )
+        self._add_features(x_TD, session.order.resume_features, -first)
+        self._add_features(x_TD, job.features, len(session.tokens) - first)
+        prompt_GND = session.prompt_GND[:, session.fed - session.start :]
+        x_GTD = torch.cat([prompt_GND, x_TD.expand(len(session.slots), -1, -1)], dim=1)
+        positions = list(range(session.fed, session.fed + x_GTD.shape[1]))
+        return _Feed(positions, x_GTD, len(job.span) + (not job.ends_image))
+
+    def _add_features(self, x_TD: Tensor, features: Features | None, offset: int) -> None:
+        """Add W f (eq. 6) where a feature came and its token is fed now; `offset` turns places into rows."""
+        if features is None:
+            return
+        f_NF = torch.from_numpy(features.codes.astype("float32") * features.scale.astype("float32")[:, None])
+        rows_N = torch.from_numpy(features.index.astype("int64")) + offset
+        fed_now = rows_N >= 0
+        x_TD.index_add_(0, rows_N[fed_now], f_NF[fed_now] @ self._cloud.bridge_DF.T)
+
+    def _forward(self, jobs: Sequence[Job], feeds: Sequence[_Feed]) -> Tensor:
+        """Hidden states [B, T, D]; a shorter row repeats its last position, which rewrites one entry."""
+        longest = max(len(feed.positions) for feed in feeds)
+        x, positions = [], []
+        slots: list[int] = []
+        starts: list[int] = []
+        for job, feed in zip(jobs, feeds, strict=True):
+            own = len(feed.positions)
+            padded = [*range(own), *[own - 1] * (longest - own)]
+            x.append(feed.x_GTD[:, padded])
+            slots += job.session.slots
+            starts += [job.session.start] * len(job.session.slots)
+            positions += [[feed.positions[index] for index in padded]] * len(job.session.slots)
+        hidden: Tensor = self._gpt(torch.cat(x), cache_window(slots, positions, starts), self._cache)
+        return hidden
+
+    def _judge(self, jobs: Sequence[Job], feeds: Sequence[_Feed], hidden_BTD: Tensor) -> list[Judgement]:
+        row = 0
+        chunks: list[Tensor] = []
+        for job, feed in zip(jobs, feeds, strict=True):
+            end = len(feed.positions)
+            chunks += hidden_BTD[row : row + len(job.session.slots), end - feed.rows : end].unbind(0)
+            row += len(job.session.slots)
+        logits_NV = self._gpt.logits(torch.cat(chunks))
+        logits = iter(torch.split_with_sizes(logits_NV, [len(chunk) for chunk in chunks]))
+        return [_judge_one(job, [next(logits) for _ in job.session.slots]) for job in jobs]
+
+
+def batches(jobs: Iterable[Job]) -> list[list[Job]]:
+    """Jobs grouped into forwards: the short ones together, in cache order, then each long one alone."""
+    ordered = sorted(jobs, key=lambda job: job.session.slots)
+    short = [job for job in ordered if job.inputs <= LONG_JOB]
+    return [*([short] if short else []), *([job] for job in ordered if job.inputs > LONG_JOB)]
+
+
+def _judge_one(job: Job, logits_GTV: Sequence[Tensor]) -> Judgement:
+    order, proposal = job.session.order, job.proposal
+    uncond_TV = logits_GTV[1] if len(logits_GTV) > 1 else None
+    judged = Judged(
+        log_p_TV=log_probs(logits_GTV[0], uncond_TV, order.warp),
+        span_K=torch.from_numpy(job.span.astype("int64")),
+        seed=order.seed,
+        position=job.base,
+        proposal_ids_KJ=None if proposal is None else torch.from_numpy(proposal.ids.astype("int64")),
+        proposal_probs_KJ=None
+        if proposal is None
+        else torch.from_numpy(proposal.probabilities.astype("float32")),
+    )
+    return rule(order.acceptance)(judged)
+
+
+def _commit(job: Job, judgement: Judgement, cloud_s: float) -> None:
+    """Keep what stands; the cache is valid up to the last accepted token that was fed."""
+    session, base = job.session, job.base
+    standing = [*job.catch_up.tolist(), *job.span[: judgement.accepted].tolist()]
+    session.fed = min(session.fed + job.inputs, session.prefix_rows + base + judgement.accepted)
+    session.tokens += standing if judgement.token is None else [*standing, judgement.token]
+    session.forwards += 1
+    session.cloud_s += cloud_s
