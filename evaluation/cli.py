@@ -17,7 +17,7 @@ from rich.progress import track
 from evaluation.policies import BASE, DEVICE, EXACT, PROMPTS, gated
 from evaluation.run import Record, Schedule, run_rows
 from evaluation.tables import markdown, table
-from shared.errors import CiarError
+from shared.errors import CiarError, wrong_values
 from shared.models.zoo import load_device_package
 
 
@@ -65,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         verb = get_subcommand(CliApp.run(EvalApp, cli_args=list(sys.argv[1:] if argv is None else argv)))
     except ValidationError as error:
-        wrong = (f"{'.'.join(map(str, e['loc']))} {e['input']!r}: {e['msg']}" for e in error.errors())
-        print(f"error: {'; '.join(wrong)}", file=sys.stderr)
+        print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
     assert isinstance(verb, Bench)
     try:

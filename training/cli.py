@@ -17,7 +17,7 @@ from pydantic_settings import (
     get_subcommand,
 )
 
-from shared.errors import CiarError, ModelMismatch
+from shared.errors import CiarError, ModelMismatch, wrong_values
 from shared.models.zoo import load_cloud, load_device_package
 from training.base import BaseRun, BaseTrainer
 from training.device import DeviceRun, DeviceTrainer, InterDRO
@@ -125,8 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         verb = get_subcommand(CliApp.run(TrainApp, cli_args=list(sys.argv[1:] if argv is None else argv)))
     except ValidationError as error:
-        wrong = (f"{'.'.join(map(str, e['loc']))} {e['input']!r}: {e['msg']}" for e in error.errors())
-        print(f"error: {'; '.join(wrong)}", file=sys.stderr)
+        print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
     assert isinstance(verb, Tokenizer | Base | Device | Bundle)
     torch.set_num_threads(verb.threads)
