@@ -40,6 +40,7 @@ class Tokenizer(_Run):
 
     preset: str = Field("everyday", description=f"one of {sorted(PRESETS)}")
     steps: int = Field(900, description="optimiser steps", gt=0)
+    decoder_of: Path | None = Field(None, description="exported tokenizer whose decoder alone is trained on")
 
     def run(self) -> None:
         """Train, then export `OUT/vq`."""

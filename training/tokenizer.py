@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.models.checkpoint import save_vq
+from shared.models.checkpoint import load_vq, save_vq
 from shared.models.vq import VQModel, from_pixels, to_pixels
 from training.data import CELL, Scene, SceneRange, batch_pixels, keyed_generator, scene_split
 from training.presets import preset
@@ -42,6 +42,7 @@ class TokenizerRun:
     seed: int = 0
     scenes: SceneRange = field(default_factory=SceneRange)
     checkpoint_every: int = 200
+    decoder_of: Path | None = None  # an exported tokenizer whose decoder alone is trained: same tokens
 
 
 def flat_cells(pixels_BHW3: Tensor, backgrounds_B3: Tensor) -> Tensor:
@@ -157,15 +158,16 @@ class TokenizerTrainer:
         self.run, self.folder = run, RunFolder(run.out)
         self.shape = preset(run.preset).vq
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
-        self.model = VQModel(self.shape)
+        self.model = load_vq(run.decoder_of) if run.decoder_of else VQModel(self.shape)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        learned = [p for n, p in self.model.named_parameters() if not n.startswith("quantize")]
+        frozen = ("encoder", "quant_conv", "quantize") if run.decoder_of else ("quantize",)
+        learned = [p for n, p in self.model.named_parameters() if not n.startswith(frozen)]
         optimizer = torch.optim.AdamW(learned, lr=run.rate, betas=(0.9, 0.95), weight_decay=0.01)
         self.codebook: CodebookAverage | None = None
         # Every picture of the folder, whatever the preset's concepts: more artwork only helps the codebook.
         self.scenes, self.held_back = scene_split(run.data, None, run.scenes, run.seed)
         state = self.folder.begin(run)
-        if not state and self.shape.linear_path:
+        if not state and self.shape.linear_path and not run.decoder_of:
             some = [self.scenes[i] for i in range(min(256, len(self.scenes.pictures)))]
             start_from_principal_components(self.model, _tensors(some)[0])
         self.learner = Learner(self.model, [optimizer], run.average)
@@ -193,7 +195,7 @@ class TokenizerTrainer:
         """One optimiser step on the next scenes; returns its losses."""
         run, step = self.run, self.learner.step
         rng = keyed_generator(run.seed + 2, step)
-        if self.codebook is None and step >= run.warmup_share * run.steps:
+        if self.codebook is None and step >= run.warmup_share * run.steps and not run.decoder_of:
             self._start_codebook(rng)
         self.learner.set_rates([run.rate * cosine(step, run.steps)])
         pixels, backgrounds = _tensors([self.scenes[step * run.batch + i] for i in range(run.batch)])
@@ -208,6 +210,8 @@ class TokenizerTrainer:
         self, unit: Tensor, image: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         code, commitment, used = unit, torch.zeros(()), 0
+        if self.run.decoder_of:
+            unit = code = self.model.quantize.codes()[self.model.quantize.nearest(unit)].permute(0, 3, 1, 2)
         if self.codebook is not None:
             ids = self.model.quantize.nearest(unit)
             code = self.model.quantize.codes()[ids].permute(0, 3, 1, 2)

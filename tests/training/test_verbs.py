@@ -88,6 +88,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert digest(tmp_path / export) == digest(whole)
 
 
+def test_polishing_a_decoder_keeps_the_tokens(artwork: Path, runs: Path, tmp_path: Path) -> None:
+    run = TokenizerRun(
+        artwork,
+        tmp_path,
+        preset="tiny",
+        steps=2,
+        batch=4,
+        checkpoint_every=2,
+        decoder_of=runs / "tokenizer/vq",
+    )
+    TokenizerTrainer(run).train()
+    before, after = (load_vq(folder).state_dict() for folder in (runs / "tokenizer/vq", tmp_path / "vq"))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+
+
 def test_a_run_folder_refuses_other_settings(artwork: Path, runs: Path) -> None:
     run = replace(device_run(artwork, runs), steps=5)
     with pytest.raises(InvalidRequest, match="another config"):
