@@ -55,7 +55,7 @@ class SceneRange:
     models."""
 
     shift_cells: int = 1  # whole tokens in each direction
-    scales: tuple[float, ...] = (1.0,)
+    scales: tuple[float, ...] = (1.0, 1.0, 0.9, 0.8)
     mirror: bool = True
     white: float = 0.5  # share of white backgrounds
     colours: tuple[str, ...] = tuple(COLOURS)
