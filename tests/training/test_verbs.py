@@ -16,7 +16,6 @@ from shared.models.checkpoint import digest, load_device, load_model, load_vq
 from shared.models.zoo import load_cloud, load_device_package
 from training.base import BaseRun, BaseTrainer
 from training.cli import main
-from training.data import load_pictures
 from training.device import DeviceRun, DeviceTrainer, InterDRO, inter_dro
 from training.tokenizer import TokenizerRun, TokenizerTrainer, flat_cells, spherical_kmeans
 
@@ -150,7 +149,3 @@ def test_worst_case_weights_favour_the_worst_position() -> None:
     torch.testing.assert_close(values[0], cross.mean())
     torch.testing.assert_close(values[2], cross.max())
     assert values[0] < values[1] < values[2]
-
-
-def test_split_counts(artwork: Path) -> None:
-    assert len(load_pictures(artwork, split="train")) == 3
