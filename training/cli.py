@@ -19,9 +19,11 @@ from pydantic_settings import (
 
 from shared.errors import CiarError, ModelMismatch, wrong_values
 from shared.models.zoo import load_cloud, load_device_package
+from training.artwork import make_artwork
 from training.base import BaseRun, BaseTrainer
 from training.device import DeviceRun, DeviceTrainer, InterDRO
 from training.presets import PRESETS
+from training.sources import CLONES
 from training.tokenizer import TokenizerRun, TokenizerTrainer
 
 
@@ -81,6 +83,19 @@ class Device(_Run):
         DeviceTrainer(DeviceRun(**settings, loss=InterDRO(bounds=self.bounds))).train()
 
 
+class Artwork(BaseModel):
+    """Make a picture folder from clones of public emoji repositories."""
+
+    source: dict[str, Path] = Field(
+        description=f"NAME=PATH of a local clone, once for each of {', '.join(CLONES)}"
+    )
+    out: Path = Field(description="picture folder to write")
+
+    def run(self) -> None:
+        """Draw every style of every clone."""
+        print(f"{self.out}: {make_artwork(self.source, self.out)}")
+
+
 class Bundle(BaseModel):
     """Put a trained tokenizer, cloud and device into one model folder that cloud-server and device-client
     load."""
@@ -105,7 +120,7 @@ class Bundle(BaseModel):
 
 
 class TrainApp(BaseSettings):
-    """Train the models of CIAR: tokenizer, then base, then device, then bundle.
+    """Train the models of CIAR: artwork, then tokenizer, base, device, bundle.
 
     Example: ciar-train tokenizer --data artwork --out runs/tokenizer
     """
@@ -113,6 +128,7 @@ class TrainApp(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="CIAR_TRAIN_", cli_kebab_case=True, cli_prog_name="ciar-train", cli_enforce_required=True
     )
+    artwork: CliSubCommand[Artwork]
     tokenizer: CliSubCommand[Tokenizer]
     base: CliSubCommand[Base]
     device: CliSubCommand[Device]
@@ -127,8 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
-    assert isinstance(verb, Tokenizer | Base | Device | Bundle)
-    torch.set_num_threads(verb.threads)
+    assert isinstance(verb, Artwork | Tokenizer | Base | Device | Bundle)
+    if not isinstance(verb, Artwork):
+        torch.set_num_threads(verb.threads)
     try:
         verb.run()
     except CiarError as error:
