@@ -24,7 +24,6 @@ from shared.models.families.emoji import EmojiModel
 from shared.models.kv_cache import KVCache, cache_window, plain_window
 from shared.models.text import split_words
 from shared.models.vq import VQModel, to_pixels
-from training.captions import vocabulary
 from training.data import keyed_generator
 from training.presets import preset
 from training.runs import Learner, RunFolder, drive
@@ -156,13 +155,8 @@ class BaseTrainer:
         self.scenes, self.held_back = scene_split(run.data, chosen.concepts, chosen.scenes, run.seed)
         self.tokenizer = load_vq(run.tokenizer)
         self.near = nearest_codes(self.tokenizer)
-        pictures = self.scenes.pictures
-        limits = chosen.scenes
-        words = vocabulary(
-            [p.name for p in pictures], [p.style for p in pictures], limits.colours, limits.captions
-        )
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
-        self.model = EmojiModel(chosen.model, words)
+        self.model = EmojiModel(chosen.model, self.scenes.vocabulary())
         initialise(self.model)
         self.learner = Learner(self.model, optimizers(self.model, run.rate, run.matrix_rate), run.average)
         if state := self.folder.begin(run, chosen):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from shared.config import TransformerConfig, VQConfig
+from shared.config import CriticConfig, TransformerConfig, VQConfig
 from shared.errors import InvalidRequest
 from training.captions import CaptionRange
 from training.scenes import SceneRange
@@ -52,6 +52,7 @@ class Preset:
     model: TransformerConfig
     vq: VQConfig
     scenes: SceneRange = field(default_factory=SceneRange)
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(width=48, dim=192))
 
 
 def _tokenizer(ch: int, codebook_size: int) -> VQConfig:
@@ -107,6 +108,7 @@ PRESETS: dict[str, Preset] = {
         ),
         _tokenizer(8, 64),
         replace(ALL_SCENES, captions=replace(ALL_SCENES.captions, words=16)),
+        CriticConfig(width=8, dim=32),
     ),
 }  # fmt: skip
 

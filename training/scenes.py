@@ -20,7 +20,7 @@ from PIL import Image
 
 from shared.errors import InvalidRequest
 from shared.models.text import split_words
-from training.captions import CaptionRange, Facts, caption
+from training.captions import CaptionRange, Facts, caption, vocabulary
 from training.data import CELL, PIXELS, Picture, Pixels, keyed_generator, load_pictures
 from training.words import COLOURS
 
@@ -159,6 +159,17 @@ class Scenes:
             pixels = compose(place(self._by_key[thing.key].rgba, thing), pixels)
         return Scene(np.asarray(pixels), background, layout.caption, layout.things[0].key)
 
+    def canonical(self, picture: Picture, colour: str) -> Scene:
+        """A picture as it is, in the middle, with everything said."""
+        facts = Facts((picture.name,), picture.style, colour)
+        said = f"{picture.name.lower()} {picture.style} style on a {colour} background"
+        return self.draw(Layout((Thing(picture.key),), facts, said))
+
+    def vocabulary(self) -> list[str]:
+        """Every word that a caption of these scenes can contain, sorted."""
+        names, styles = ({getattr(p, part) for p in self.pictures} for part in ("name", "style"))
+        return vocabulary(names, styles, self.limits.colours, self.limits.captions)
+
     def _single(self, picture: Picture, rng: np.random.Generator) -> Layout:
         limits = self.limits
         colour = self._colour([picture], rng)
@@ -244,9 +255,7 @@ def held_back_combinations(scenes: Scenes, count: int) -> list[Scene]:
         picture = scenes.pictures[place_in_order]
         for colour in limits.colours:
             if len(found) < count and is_held_back(picture.concept, colour, limits.held_colours):
-                said = f"{picture.name.lower()} {picture.style} style on a {colour} background"
-                facts = Facts((picture.name,), picture.style, colour)
-                found.append(scenes.draw(Layout((Thing(picture.key),), facts, said)))
+                found.append(scenes.canonical(picture, colour))
     return found
 
 
