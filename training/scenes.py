@@ -181,7 +181,7 @@ class Scenes:
         return Layout((thing,), facts, caption(facts, limits.captions, rng))
 
     def _pair(self, behind: Picture, others: Sequence[Picture], rng: np.random.Generator) -> Layout:
-        """Two things of one style as far apart as they fit along one axis, anywhere along the other."""
+        """Two things of one style as far apart as they fit along one axis, less than that along the other."""
         limits = self.limits
         step = int(rng.integers(1, len(others)))
         before = others[(others.index(behind) + step) % len(others)]
@@ -189,11 +189,10 @@ class Scenes:
         size = int(rng.choice(limits.pair_sizes))
         sign, upright = int(rng.choice((-1, 1))), bool(rng.random() < 0.5)
         cells = _reach(size) // CELL
-        along, across = sign * _reach(size), int(rng.integers(-cells, cells + 1)) * CELL
-        dy, dx = (along, across) if upright else (across, along)
-        things = (
-            Thing(behind.key, size, (dy, dx), self._mirror(behind, rng)),
-            Thing(before.key, size, (-dy, -dx), self._mirror(before, rng)),
+        across = int(rng.integers(-cells, cells + 1)) * CELL
+        things = tuple(
+            Thing(picture.key, size, _along(picture, size, side, upright, across), self._mirror(picture, rng))
+            for picture, side in ((behind, sign), (before, -sign))
         )
         names = (behind.name, before.name) if sign < 0 else (before.name, behind.name)
         facts = Facts(names, behind.style, colour, relation="above" if upright else "left of")
@@ -221,6 +220,14 @@ def _short(picture: Picture) -> bool:
 def _reach(size: int) -> int:
     """How many pixels a thing of this size can move from the centre before it leaves the canvas."""
     return (PIXELS - size) // 2
+
+
+def _along(picture: Picture, size: int, side: int, upright: bool, across: int) -> tuple[int, int]:
+    """The shift that takes a thing to one `side` (-1 or 1) of an axis: narrow things get further away."""
+    visible = np.nonzero(picture.rgba[..., 3].any(axis=1 if upright else 0))[0]
+    extent = -(-size * (int(np.ptp(visible)) + 1) // ARTWORK_PX) if visible.size else size
+    along = side * _reach(extent)
+    return (along, side * across) if upright else (side * across, along)
 
 
 def _size_word(size: int) -> str:
