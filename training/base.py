@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from shared.decoding.noise import gumbel
 from shared.decoding.warp import Warp, log_probs
+from shared.errors import InvalidRequest
 from shared.models.checkpoint import load_vq, save_model
 from shared.models.families.emoji import EmojiModel
 from shared.models.kv_cache import KVCache, cache_window, plain_window
@@ -27,7 +28,7 @@ from shared.models.vq import VQModel, to_pixels
 from training.data import keyed_generator
 from training.presets import preset
 from training.runs import Learner, RunFolder, drive
-from training.scenes import Scene, held_back_combinations, scene_split
+from training.scenes import Scene, Scenes, held_back_combinations, scene_split
 from training.tokenizer import encode_scenes
 
 SAMPLE_PROMPTS = (
@@ -144,6 +145,17 @@ def sample(model: EmojiModel, prompts: Sequence[str], seeds: Sequence[int], warp
         x = model.gpt.embed_tokens(both, torch.full_like(both, place))
         positions = [[config.prefix_len + place]] * len(both)
     return torch.stack(drawn, dim=1)
+
+
+def require_words(cloud: EmojiModel, scenes: Scenes, name: str) -> None:
+    """Raise InvalidRequest where the scenes of preset `name` say what the cloud was never told."""
+    unknown = sorted(set(scenes.vocabulary()) - set(cloud.vocabulary.words))
+    if unknown or scenes.limits.captions.words > cloud.config.prefix_len:
+        raise InvalidRequest(
+            f"the cloud was not trained on captions of preset {name!r}",
+            f"unknown words: {unknown[:5]}; its captions have {cloud.config.prefix_len} words at most",
+            "give the --preset that the cloud was trained with",
+        )
 
 
 class BaseTrainer:

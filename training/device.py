@@ -31,7 +31,7 @@ from shared.models.checkpoint import digest, load_model, load_vq, save_device
 from shared.models.families.emoji import EmojiModel
 from shared.models.inter_head import DeviceModel
 from shared.models.zoo import CALIBRATION, write_calibration
-from training.base import caption_rows, falling, optimizers, sample, teacher_forced_hidden
+from training.base import caption_rows, falling, optimizers, require_words, sample, teacher_forced_hidden
 from training.data import keyed_generator
 from training.presets import preset
 from training.runs import Learner, RunFolder, drive
@@ -188,6 +188,7 @@ class DeviceTrainer:
         self.cloud, self.tokenizer = load_model(run.cloud), load_vq(run.tokenizer)
         chosen = preset(run.preset)
         self.scenes, _ = scene_split(run.data, chosen.concepts, chosen.scenes, run.seed)
+        require_words(self.cloud, self.scenes, run.preset)
         config = DeviceConfig(cloud_digest=digest(run.cloud), distilled_guidance=run.guidance)
         torch.manual_seed(run.seed)  # the radius head and phi; everything later is keyed by (seed, step)
         self.model = cut_device(self.cloud, run.layers, config)
