@@ -16,9 +16,12 @@ from rich.progress import track
 
 from evaluation.policies import BASE, DEVICE, EXACT, PROMPTS, gated
 from evaluation.run import Record, Schedule, run_rows
+from evaluation.sheet import make_sheet, write_sheet
+from evaluation.sheet import markdown as sheet_markdown
 from evaluation.tables import markdown, table
-from shared.errors import CiarError, wrong_values
-from shared.models.zoo import load_device_package
+from shared.errors import CiarError, InvalidRequest, wrong_values
+from shared.models.critic import load_critic
+from shared.models.zoo import find, load_cloud, load_device_package
 
 
 class Bench(BaseModel):
@@ -53,11 +56,44 @@ def _write(out: Path, records: Sequence[Record], text: str) -> None:
     out.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
+class Sheet(BaseModel):
+    """Pictures to look at: prompts by seeds, drawn by the cloud model alone, with a file for verdicts."""
+
+    model: str = Field("emoji", description="model name or folder; its critic/ judges, where it has one")
+    models: Path = Field(Path("~/.cache/ciar/models"), description="folder of fetched weights")
+    prompts: Path | None = Field(None, description="file with one prompt a line instead of the fixed ones")
+    seeds: int = Field(4, description="pictures per prompt, seeds counting up from 0", gt=0)
+    threads: int = Field(1, description="torch threads", gt=0)
+    out: Path = Field(description="write OUT.png, OUT.md and OUT.json")
+
+    def run(self) -> None:
+        """Draw, judge, write the files, print the table."""
+        torch.set_num_threads(self.threads)
+        models = self.models.expanduser()
+        cloud, package = load_cloud(self.model, models), load_device_package(self.model, models)
+        folder = find(self.model, models) / "critic"
+        critic = load_critic(folder) if folder.is_dir() else None
+        pair, warp = (cloud.model, package.vq), package.calibration.warp
+        sheet = make_sheet(pair, _prompts(self.prompts), self.seeds, warp, critic)
+        about = {"model": cloud.name, "cloud": cloud.digest, "warp": asdict(warp)}
+        write_sheet(sheet, self.out, about)
+        sys.stdout.write(sheet_markdown(sheet))
+
+
+def _prompts(file: Path | None) -> Sequence[str]:
+    if file is None:
+        return PROMPTS
+    if not file.is_file():
+        raise InvalidRequest(f"no file {file}", "--prompts names a file with one prompt a line")
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
 class EvalApp(BaseSettings):
     """Measure CIAR over the real wire. Example: ciar-eval bench --prompts 20 --out results/bench"""
 
     model_config = SettingsConfigDict(env_prefix="CIAR_EVAL_", cli_kebab_case=True, cli_prog_name="ciar-eval")
     bench: CliSubCommand[Bench]
+    sheet: CliSubCommand[Sheet]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
-    assert isinstance(verb, Bench)
+    assert isinstance(verb, Bench | Sheet)
     try:
         verb.run()
     except CiarError as error:

@@ -98,6 +98,17 @@ class VQConfig:
 
 
 @dataclass(frozen=True)
+class CriticConfig:
+    """An image-text encoder pair over 128 px pictures and a closed vocabulary."""
+
+    width: int  # channels at the highest resolution, doubled twice
+    dim: int  # width of the common space and of the text encoder
+    layers: int = 2  # of the text encoder
+    heads: int = 4
+    words: int = 32  # words of a caption at most
+
+
+@dataclass(frozen=True)
 class DeviceConfig:
     """What the Inter-Head adds to a transformer."""
 

@@ -19,14 +19,16 @@ from torch.nn import functional as F
 
 from shared.decoding.noise import gumbel
 from shared.decoding.warp import Warp, log_probs
+from shared.errors import InvalidRequest
 from shared.models.checkpoint import load_vq, save_model
 from shared.models.families.emoji import EmojiModel
 from shared.models.kv_cache import KVCache, cache_window, plain_window
 from shared.models.text import split_words
 from shared.models.vq import VQModel, to_pixels
-from training.data import COLOURS, SceneRange, keyed_generator, scene_split
+from training.data import keyed_generator
 from training.presets import preset
 from training.runs import Learner, RunFolder, drive
+from training.scenes import Scene, Scenes, held_back_combinations, scene_split
 from training.tokenizer import encode_scenes
 
 SAMPLE_PROMPTS = (
@@ -52,15 +54,8 @@ class BaseRun:
     corruption: float = 0.12  # each row corrupts a share U(0, corruption) of its input tokens
     average: float = 0.995
     seed: int = 0
-    scenes: SceneRange = field(default_factory=SceneRange)
     checkpoint_every: int = 250
     sample_warp: Warp = field(default_factory=lambda: Warp(guidance=1.5, temperature=0.9, top_p=0.95))
-
-
-def vocabulary(names: Sequence[str], styles: Sequence[str]) -> list[str]:
-    """Every word a caption over these names and styles can contain, sorted."""
-    texts = [*names, *styles, *COLOURS, "a an on style background"]
-    return sorted({word for text in texts for word in split_words(text)})
 
 
 def caption_rows(model: EmojiModel, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -152,22 +147,31 @@ def sample(model: EmojiModel, prompts: Sequence[str], seeds: Sequence[int], warp
     return torch.stack(drawn, dim=1)
 
 
+def require_words(cloud: EmojiModel, scenes: Scenes, name: str) -> None:
+    """Raise InvalidRequest where the scenes of preset `name` say what the cloud was never told."""
+    unknown = sorted(set(scenes.vocabulary()) - set(cloud.vocabulary.words))
+    if unknown or scenes.limits.captions.words > cloud.config.prefix_len:
+        raise InvalidRequest(
+            f"the cloud was not trained on captions of preset {name!r}",
+            f"unknown words: {unknown[:5]}; its captions have {cloud.config.prefix_len} words at most",
+            "give the --preset that the cloud was trained with",
+        )
+
+
 class BaseTrainer:
     """One run: step, resume, evaluate, export."""
 
     def __init__(self, run: BaseRun) -> None:
         self.run, self.folder = run, RunFolder(run.out)
         chosen = preset(run.preset)
-        self.scenes, self.held_back = scene_split(run.data, chosen.concepts, run.scenes, run.seed)
+        self.scenes, self.held_back = scene_split(run.data, chosen.concepts, chosen.scenes, run.seed)
         self.tokenizer = load_vq(run.tokenizer)
         self.near = nearest_codes(self.tokenizer)
-        pictures = self.scenes.pictures
-        words = vocabulary([p.name for p in pictures], [p.style for p in pictures])
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
-        self.model = EmojiModel(chosen.model, words)
+        self.model = EmojiModel(chosen.model, self.scenes.vocabulary())
         initialise(self.model)
         self.learner = Learner(self.model, optimizers(self.model, run.rate, run.matrix_rate), run.average)
-        if state := self.folder.begin(run):
+        if state := self.folder.begin(run, chosen):
             self.learner.restore(state)
 
     def save(self) -> None:
@@ -203,11 +207,13 @@ class BaseTrainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Nats per token on held-back (concept, style) pairs, and a grid of samples with fixed seeds."""
+        """Nats per token on held-back (concept, style) pairs and (concept, colour) combinations, and a grid
+        of samples with fixed seeds."""
         model = self.averaged_model()
         batch = [self.held_back[i] for i in range(min(32, len(self.held_back.pictures)))]
-        tokens = encode_scenes(self.tokenizer, batch).flatten(1)
-        loss = self._nll(model, [scene.caption for scene in batch], tokens, tokens)
+        losses = {"held_back_loss": self._held_back_loss(model, batch)}
+        if combinations := held_back_combinations(self.scenes, 32):
+            losses["held_combination_loss"] = self._held_back_loss(model, combinations)
         prompts = [text for text in SAMPLE_PROMPTS if set(split_words(text)) <= set(model.vocabulary.words)]
         drawn = sample(model, prompts, range(len(prompts)), self.run.sample_warp)
         grid = model.config.grid
@@ -216,7 +222,12 @@ class BaseTrainer:
             to_pixels(self.tokenizer.decode(drawn.reshape(-1, grid, grid))),
             8,
         )
-        return {"held_back_loss": round(loss.item(), 4)}
+        return losses
+
+    def _held_back_loss(self, model: EmojiModel, batch: list[Scene]) -> float:
+        tokens = encode_scenes(self.tokenizer, batch).flatten(1)
+        loss = self._nll(model, [scene.caption for scene in batch], tokens, tokens)
+        return round(loss.item(), 4)
 
 
 def initialise(model: EmojiModel) -> None:

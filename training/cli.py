@@ -19,9 +19,12 @@ from pydantic_settings import (
 
 from shared.errors import CiarError, ModelMismatch, wrong_values
 from shared.models.zoo import load_cloud, load_device_package
+from training.artwork import make_artwork
 from training.base import BaseRun, BaseTrainer
+from training.critic import CriticRun, CriticTrainer
 from training.device import DeviceRun, DeviceTrainer, InterDRO
 from training.presets import PRESETS
+from training.sources import CLONES
 from training.tokenizer import TokenizerRun, TokenizerTrainer
 
 
@@ -82,6 +85,31 @@ class Device(_Run):
         DeviceTrainer(DeviceRun(**settings, loss=InterDRO(bounds=self.bounds))).train()
 
 
+class Critic(_Run):
+    """Train the image-text encoder that judges pictures."""
+
+    preset: str = Field("everyday", description=f"one of {sorted(PRESETS)}")
+    steps: int = Field(3000, description="optimiser steps", gt=0)
+    batch: int = Field(64, description="scenes per step", gt=1)
+
+    def run(self) -> None:
+        """Train, then export `OUT/critic`."""
+        CriticTrainer(CriticRun(**self.model_dump(exclude={"threads"}))).train()
+
+
+class Artwork(BaseModel):
+    """Make a picture folder from clones of public emoji repositories."""
+
+    source: dict[str, Path] = Field(
+        description=f"NAME=PATH of a local clone, once for each of {', '.join(CLONES)}"
+    )
+    out: Path = Field(description="picture folder to write")
+
+    def run(self) -> None:
+        """Draw every style of every clone."""
+        print(f"{self.out}: {make_artwork(self.source, self.out)}")
+
+
 class Bundle(BaseModel):
     """Put a trained tokenizer, cloud and device into one model folder that cloud-server and device-client
     load."""
@@ -89,13 +117,16 @@ class Bundle(BaseModel):
     tokenizer: Path = Field(description="exported tokenizer, RUN/vq")
     cloud: Path = Field(description="exported cloud model, RUN/cloud")
     device: Path = Field(description="exported device model, RUN/device")
+    critic: Path | None = Field(None, description="exported critic, RUN/critic, to ship with the models")
     out: Path = Field(description="model folder, for example shared/models/bundled/emoji")
     threads: int = Field(1, description="torch threads", gt=0)
 
     def run(self) -> None:
-        """Copy the three, then load them as their users would."""
-        for source, name in ((self.tokenizer, "vq"), (self.cloud, "cloud"), (self.device, "device")):
-            shutil.copytree(source, self.out / name, dirs_exist_ok=True)
+        """Copy them, then load them as their users would."""
+        parts = {"vq": self.tokenizer, "cloud": self.cloud, "device": self.device, "critic": self.critic}
+        for name, source in parts.items():
+            if source:
+                shutil.copytree(source, self.out / name, dirs_exist_ok=True)
         cloud = load_cloud(str(self.out), self.out.parent)
         package = load_device_package(str(self.out), self.out.parent)
         if package.cloud_digest != cloud.digest:
@@ -106,7 +137,7 @@ class Bundle(BaseModel):
 
 
 class TrainApp(BaseSettings):
-    """Train the models of CIAR: tokenizer, then base, then device, then bundle.
+    """Train the models of CIAR: artwork, then tokenizer, base, device, critic, bundle.
 
     Example: ciar-train tokenizer --data artwork --out runs/tokenizer
     """
@@ -114,9 +145,11 @@ class TrainApp(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="CIAR_TRAIN_", cli_kebab_case=True, cli_prog_name="ciar-train", cli_enforce_required=True
     )
+    artwork: CliSubCommand[Artwork]
     tokenizer: CliSubCommand[Tokenizer]
     base: CliSubCommand[Base]
     device: CliSubCommand[Device]
+    critic: CliSubCommand[Critic]
     bundle: CliSubCommand[Bundle]
 
 
@@ -128,8 +161,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
-    assert isinstance(verb, Tokenizer | Base | Device | Bundle)
-    torch.set_num_threads(verb.threads)
+    assert isinstance(verb, Artwork | Tokenizer | Base | Device | Critic | Bundle)
+    if not isinstance(verb, Artwork):
+        torch.set_num_threads(verb.threads)
     try:
         verb.run()
     except CiarError as error:

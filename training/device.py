@@ -31,10 +31,11 @@ from shared.models.checkpoint import digest, load_model, load_vq, save_device
 from shared.models.families.emoji import EmojiModel
 from shared.models.inter_head import DeviceModel
 from shared.models.zoo import CALIBRATION, write_calibration
-from training.base import caption_rows, falling, optimizers, sample, teacher_forced_hidden
-from training.data import SceneRange, keyed_generator, scene_split
+from training.base import caption_rows, falling, optimizers, require_words, sample, teacher_forced_hidden
+from training.data import keyed_generator
 from training.presets import preset
 from training.runs import Learner, RunFolder, drive
+from training.scenes import scene_split
 from training.tokenizer import encode_scenes
 
 BOUNDS = ("logit", "prob")
@@ -87,7 +88,6 @@ class DeviceRun:
     span: int = 5
     prefix_rate: float = 0.06
     loss: InterDRO = field(default_factory=InterDRO)
-    scenes: SceneRange = field(default_factory=SceneRange)
     checkpoint_every: int = 100
 
     @property
@@ -186,18 +186,20 @@ class DeviceTrainer:
     def __init__(self, run: DeviceRun) -> None:
         self.run, self.folder = run, RunFolder(run.out)
         self.cloud, self.tokenizer = load_model(run.cloud), load_vq(run.tokenizer)
-        self.scenes, _ = scene_split(run.data, preset(run.preset).concepts, run.scenes, run.seed)
+        chosen = preset(run.preset)
+        self.scenes, _ = scene_split(run.data, chosen.concepts, chosen.scenes, run.seed)
+        require_words(self.cloud, self.scenes, run.preset)
         config = DeviceConfig(cloud_digest=digest(run.cloud), distilled_guidance=run.guidance)
         torch.manual_seed(run.seed)  # the radius head and phi; everything later is keyed by (seed, step)
         self.model = cut_device(self.cloud, run.layers, config)
         self.learner = Learner(self.model, optimizers(self.model, run.rate, run.matrix_rate), run.average)
-        if state := self.folder.begin(run):
+        if state := self.folder.begin(run, chosen):
             self.learner.restore(state)
         self.drawn = self._draw(run.drawn, TRAIN_SEED, "drawn")
         self.held_back = self._draw(run.calibration_images, HELD_SEED, "held-back")
 
     def _draw(self, count: int, first_seed: int, name: str) -> Drawn:
-        captions = (self.scenes[index].caption for index in itertools.count(first_seed))
+        captions = (self.scenes.layout(index).caption for index in itertools.count(first_seed))
         named = list(itertools.islice(filter(None, captions), count))
         file = self.folder.path / f"{name}.safetensors"
         return draw_images(self.cloud, named, first_seed, self.run.warp, file)

@@ -27,13 +27,16 @@ class RunFolder:
 
     path: Path
 
-    def begin(self, config: Any) -> dict[str, Any] | None:  # noqa: ANN401 - any config dataclass
+    def begin(self, config: Any, settings: Any) -> dict[str, Any] | None:  # noqa: ANN401 - any dataclasses
         """Create the folder or resume it; returns the saved state, None for a fresh run.
+
+        `config.json` records the config of the run and, as `settings`, the preset it names.
 
         Raises InvalidRequest when the folder holds a run with another config.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(config), indent=1, default=str)
+        record = {**asdict(config), "settings": asdict(settings)}
+        text = json.dumps(record, indent=1, default=str)
         saved = self.path / "config.json"
         if saved.exists() and saved.read_text(encoding="utf-8") != text:
             raise InvalidRequest(

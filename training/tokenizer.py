@@ -9,7 +9,7 @@ background is one token.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from shared.models.checkpoint import load_vq, save_vq
 from shared.models.vq import VQModel, from_pixels, to_pixels
-from training.data import CELL, Scene, SceneRange, batch_pixels, keyed_generator, scene_split
+from training.data import CELL, keyed_generator
 from training.presets import preset
 from training.runs import Learner, RunFolder, drive
+from training.scenes import Scene, batch_pixels, scene_split
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,6 @@ class TokenizerRun:
     codebook_decay: float = 0.99
     average: float = 0.995
     seed: int = 0
-    scenes: SceneRange = field(default_factory=SceneRange)
     checkpoint_every: int = 200
     decoder_of: Path | None = None  # an exported tokenizer whose decoder alone is trained: same tokens
 
@@ -156,7 +156,8 @@ class TokenizerTrainer:
 
     def __init__(self, run: TokenizerRun) -> None:
         self.run, self.folder = run, RunFolder(run.out)
-        self.shape = preset(run.preset).vq
+        chosen = preset(run.preset)
+        self.shape = chosen.vq
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
         self.model = load_vq(run.decoder_of) if run.decoder_of else VQModel(self.shape)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -165,8 +166,8 @@ class TokenizerTrainer:
         optimizer = torch.optim.AdamW(learned, lr=run.rate, betas=(0.9, 0.95), weight_decay=0.01)
         self.codebook: CodebookAverage | None = None
         # Every picture of the folder, whatever the preset's concepts: more artwork only helps the codebook.
-        self.scenes, self.held_back = scene_split(run.data, None, run.scenes, run.seed)
-        state = self.folder.begin(run)
+        self.scenes, self.held_back = scene_split(run.data, None, chosen.scenes, run.seed)
+        state = self.folder.begin(run, chosen)
         if not state and self.shape.linear_path and not run.decoder_of:
             some = [self.scenes[i] for i in range(min(256, len(self.scenes.pictures)))]
             start_from_principal_components(self.model, _tensors(some)[0])

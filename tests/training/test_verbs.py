@@ -14,10 +14,12 @@ from shared.decoding.acceptance import RULES
 from shared.errors import InvalidRequest
 from shared.models.checkpoint import digest, load_device, load_model, load_vq
 from shared.models.zoo import load_cloud, load_device_package
-from training.base import BaseRun, BaseTrainer
+from training.base import BaseRun, BaseTrainer, require_words
 from training.cli import main
 from training.data import load_pictures
 from training.device import DeviceRun, DeviceTrainer, InterDRO, inter_dro
+from training.presets import preset
+from training.scenes import Scenes
 from training.tokenizer import TokenizerRun, TokenizerTrainer, flat_cells, spherical_kmeans
 
 
@@ -110,6 +112,18 @@ def test_a_run_folder_refuses_other_settings(artwork: Path, runs: Path) -> None:
         DeviceTrainer(run)
 
 
+def test_a_device_needs_the_captions_of_its_cloud(artwork: Path, runs: Path) -> None:
+    """The scenes of another preset say words that the cloud was never told."""
+    cloud = load_model(runs / "base/cloud")
+    pictures = load_pictures(artwork)
+    require_words(cloud, Scenes(pictures, preset("tiny").scenes, 0), "tiny")
+    with pytest.raises(InvalidRequest, match=r"'unicorn'.*'owl'.*--preset"):
+        owl = replace(pictures[0], name="owl")
+        require_words(cloud, Scenes([owl], preset("tiny").scenes, 0), "unicorn")
+    with pytest.raises(InvalidRequest, match="16 words"):
+        require_words(cloud, Scenes(pictures, preset("all").scenes, 0), "all")
+
+
 def test_command_line_errors(artwork: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "run")
     assert main(["tokenizer", "--data", str(tmp_path), "--out", out, "--preset", "tiny"]) == 1
@@ -166,7 +180,3 @@ def test_worst_case_weights_favour_the_worst_position() -> None:
     torch.testing.assert_close(values[0], cross.mean())
     torch.testing.assert_close(values[2], cross.max())
     assert values[0] < values[1] < values[2]
-
-
-def test_split_counts(artwork: Path) -> None:
-    assert len(load_pictures(artwork, split="train")) == 3
