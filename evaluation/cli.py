@@ -14,8 +14,8 @@ from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfi
 from rich.console import Console
 from rich.progress import track
 
-from evaluation.policies import BASE, DEVICE, EXACT, PROMPTS, gated
-from evaluation.run import Record, Schedule, run_rows
+from evaluation.policies import BASE, DEVICE, EXACT, GATED, PROMPTS
+from evaluation.run import Record, Schedule, cloud_server, matched, run_rows
 from evaluation.sheet import make_sheet, write_sheet
 from evaluation.sheet import markdown as sheet_markdown
 from evaluation.tables import markdown, table
@@ -40,10 +40,15 @@ class Bench(BaseModel):
         torch.set_num_threads(self.threads)
         models = self.models.expanduser()
         package = load_device_package(self.model, models)
-        rows = (BASE, *EXACT, *gated(self.budget), DEVICE)
-        images = run_rows(package, self.model, models, Schedule(rows, PROMPTS[: self.prompts], self.warm_ups))
         console = Console(stderr=True)
-        records = list(track(images, "measuring", total=len(rows) * self.prompts, console=console))
+        with cloud_server(self.model, "--models", str(models)) as target:
+            tuned = [
+                matched(package, target, gate, self.budget)
+                for gate in track(GATED, "matching", console=console)
+            ]
+            rows = (BASE, *EXACT, *tuned, DEVICE)
+            images = run_rows(package, target, Schedule(rows, PROMPTS[: self.prompts], self.warm_ups))
+            records = list(track(images, "measuring", total=len(rows) * self.prompts, console=console))
         text = markdown(table(records))
         sys.stdout.write(text)
         if self.out:

@@ -42,11 +42,3 @@ EXACT = (
 )
 GATED = ("interval", "margin", "entropy", "softmax", "random")
 DEVICE = Row("never, prefix 0.06", "ciar", MappingProxyType({"gate": "never"}))
-
-
-def gated(budget: float) -> tuple[Row, ...]:
-    """Every calibrated gate at the same budget of cloud forwards per token."""
-    return tuple(
-        Row(f"ciar, {gate}", "ciar", MappingProxyType({"gate": gate, "cloud_budget": budget}))
-        for gate in GATED
-    )

@@ -14,16 +14,20 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import fmean
+
+import numpy as np
 
 from device_client.link import CloudLink
 from device_client.loop import Counters, Progress, Request, decode
 from device_client.policy import Policy
-from evaluation.policies import Row
+from evaluation.policies import PROMPTS, Row
 from shared.errors import CiarError
 from shared.models.zoo import DevicePackage
 
 READY_S = 60.0
+TRIED_BUDGETS = (0.12, 0.2, 0.28, 0.36, 0.44, 0.52)
+TUNING_PROMPTS, TUNING_SEED = PROMPTS[::5], 5_000
 
 
 @dataclass(frozen=True)
@@ -81,19 +85,39 @@ class Schedule:
     rows: Sequence[Row]
     prompts: Sequence[str]
     warm_ups: int
+    first_seed: int = 0
 
     def __iter__(self) -> Iterator[tuple[Row, str, int, bool]]:
         """(row, prompt, seed, counted)."""
-        warm = [(prompt, seed, False) for seed, prompt in enumerate(self.prompts[: self.warm_ups])]
-        counted = [(prompt, seed, True) for seed, prompt in enumerate(self.prompts)]
+        warm = [
+            (prompt, seed, False)
+            for seed, prompt in enumerate(self.prompts[: self.warm_ups], self.first_seed)
+        ]
+        counted = [(prompt, seed, True) for seed, prompt in enumerate(self.prompts, self.first_seed)]
         return ((row, *turn) for turn in warm + counted for row in self.rows)
 
 
-def run_rows(package: DevicePackage, model: str, models: Path, schedule: Schedule) -> Iterator[Record]:
-    """Start a server, run everything, end it; records come as they are made."""
-    with cloud_server(model, "--models", str(models)) as target:
-        for row, prompt, seed, counted in schedule:
-            request = Request(prompt, seed, package.calibration.warp)
-            last = asyncio.run(draw(package, target, request, row.policy(package.calibration)))
-            if counted:
-                yield Record(row.name, prompt, seed, last.tokens, last.counters)
+def run_rows(package: DevicePackage, target: str, schedule: Schedule) -> Iterator[Record]:
+    """Run everything against the server at `target`; records come as they are made."""
+    for row, prompt, seed, counted in schedule:
+        request = Request(prompt, seed, package.calibration.warp)
+        last = asyncio.run(draw(package, target, request, row.policy(package.calibration)))
+        if counted:
+            yield Record(row.name, prompt, seed, last.tokens, last.counters)
+
+
+def matched(package: DevicePackage, target: str, gate: str, budget: float) -> Row:
+    """The row of a gate whose threshold really gives `budget` cloud forwards per token.
+
+    Calibrated call rates are teacher-forced; an image in which kept tokens stand in for the cloud's asks at
+    another rate. So a few thresholds are tried on images of their own, and tau is interpolated between them.
+    """
+    table = package.calibration.table(gate)
+    tried = sorted({table.threshold(rate) for rate in TRIED_BUDGETS}, reverse=True)
+    calls = []
+    for tau in tried:
+        row = Row(gate, "ciar", {"gate": gate, "threshold": tau})
+        images = run_rows(package, target, Schedule((row,), TUNING_PROMPTS, 0, TUNING_SEED))
+        calls.append(fmean(image.counters.call_rate for image in images))
+    tau = float(np.interp(budget, np.maximum.accumulate(calls), tried))
+    return Row(f"ciar, {gate}", "ciar", {"gate": gate, "threshold": tau})

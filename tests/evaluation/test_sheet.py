@@ -13,7 +13,7 @@ from PIL import Image
 
 from evaluation.cli import main
 from evaluation.policies import BASE
-from evaluation.run import Schedule, run_rows
+from evaluation.run import Schedule, cloud_server, run_rows
 from evaluation.sheet import Entry, Sheet, draw_pictures, grid_of, markdown
 from shared.config import CriticConfig
 from shared.models.critic import Critic, save_critic
@@ -37,7 +37,8 @@ def test_pictures_are_those_of_cloud_only(folder: Path) -> None:
     prompts = PROMPTS.splitlines()
     wanted = [(prompt, seed) for seed, prompt in enumerate(prompts)]
     drawn = draw_pictures(cloud.model, package.vq, wanted, package.calibration.warp)
-    records = run_rows(package, str(folder), folder, Schedule((BASE,), prompts, 0))
+    with cloud_server(str(folder)) as target:
+        records = list(run_rows(package, target, Schedule((BASE,), prompts, 0)))
     tokens = torch.tensor([record.tokens for record in records]).reshape(-1, 4, 4)
     with torch.no_grad():
         torch.testing.assert_close(drawn, to_pixels(package.vq.decode(tokens)))
