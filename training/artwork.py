@@ -18,9 +18,7 @@ import numpy as np
 from PIL import Image
 
 from shared.errors import InvalidRequest
-from training.data import PIXELS
-from training.scenes import ARTWORK_PX
-from training.sources import (
+from training.clones import (
     CLONES,
     NAMES,
     STYLES,
@@ -31,6 +29,8 @@ from training.sources import (
     read_names,
     unicode_name,
 )
+from training.data import PIXELS
+from training.scenes import ARTWORK_PX
 
 VISIBLE = 8  # alpha above this counts as artwork
 # Skin tones, regional indicators, tags of subdivision flags, keycaps, clock faces.

@@ -21,10 +21,10 @@ from shared.errors import CiarError, ModelMismatch, wrong_values
 from shared.models.zoo import load_cloud, load_device_package
 from training.artwork import make_artwork
 from training.base import BaseRun, BaseTrainer
+from training.clones import CLONES
 from training.critic import CriticRun, CriticTrainer
 from training.device import DeviceRun, DeviceTrainer, InterDRO
 from training.presets import PRESETS
-from training.sources import CLONES
 from training.tokenizer import TokenizerRun, TokenizerTrainer
 
 

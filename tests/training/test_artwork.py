@@ -16,8 +16,8 @@ from shared.errors import InvalidRequest
 from tests.training.clones import write_clones
 from training.artwork import is_heldout, keeps, make_artwork, normalise
 from training.cli import main
+from training.clones import CLONES, STYLES, Name, concept_of, render_svg, slug, unicode_name
 from training.data import load_pictures
-from training.sources import CLONES, STYLES, Name, concept_of, render_svg, slug, unicode_name
 
 
 @pytest.fixture(scope="module")
