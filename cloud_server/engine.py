@@ -81,16 +81,16 @@ class Engine:
             )
         place = heapq.heappop(self._free)
         guided = 1 if order.warp.guidance == 1 else _ROWS
-        start = self._cloud.model.config.prefix_len - prompt_2ND.shape[1]
+        starts = self._cloud.model.starts(prompt_2ND.shape[1])[:guided]
         session = Session(
             name=secrets.token_hex(4),
             order=order,
             slots=tuple(range(_ROWS * place, _ROWS * place + guided)),
             prompt_GND=prompt_2ND[:guided],
             limits=self.limits,
-            start=start,
+            starts=starts,
             tokens=order.resume.tolist(),
-            fed=start,
+            fed=starts[0],
         )
         self._places[session.name] = place
         return session
@@ -177,7 +177,7 @@ class Engine:
             padded = [*range(own), *[own - 1] * (longest - own)]
             x.append(feed.x_GTD[:, padded])
             slots += job.session.slots
-            starts += [job.session.start] * len(job.session.slots)
+            starts += job.session.starts
             positions += [[feed.positions[index] for index in padded]] * len(job.session.slots)
         hidden: Tensor = self._gpt(torch.cat(x), cache_window(slots, positions, starts), self._cache)
         return hidden

@@ -36,6 +36,7 @@ class Session:
     """One image. Only the engine changes `tokens`, `fed` and the costs of forwards.
 
     slots       cache rows: the prompt's, and the unguided one unless guidance is 1
+    starts      first valid position per cache row; a shorter prefix begins later
     prompt_GND  prefix rows, one stack per cache row
     tokens      committed image tokens, from place 0
     fed         next sequence position the cache lacks, P - n .. P + len(tokens)
@@ -46,7 +47,7 @@ class Session:
     slots: tuple[int, ...]
     prompt_GND: Tensor
     limits: Limits
-    start: int  # P - n
+    starts: tuple[int, ...]
     tokens: list[int]
     fed: int
     forwards: int = 0
@@ -55,6 +56,11 @@ class Session:
     judged: int = 0
     accepted: int = 0
     _verdicts: dict[int, tuple[int, Verdict]] = field(default_factory=dict)
+
+    @property
+    def start(self) -> int:
+        """P - n: the position of the first prefix row."""
+        return self.starts[0]
 
     @property
     def prefix_rows(self) -> int:

@@ -76,7 +76,7 @@ class Drafter:
         self._rows = 1 if one_row else 2
         with torch.inference_mode():
             self._prompt_RND = self._model.base.prompt_rows(prompt)[: self._rows]
-        self._start = self._config.prefix_len - self._prompt_RND.shape[1]
+        self._starts = self._model.base.starts(self._prompt_RND.shape[1])[: self._rows]
         self._places_T = torch.arange(self._config.image_tokens)
         self._cache = KVCache(self._config, self._rows)
         self._fed = 0  # inputs in the cache: the prompt counts one, every token one
@@ -133,7 +133,7 @@ class Drafter:
         x_RTD = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         end = self._config.prefix_len + len(tokens)
         positions = list(range(end - x_RTD.shape[1], end))
-        window = cache_window(range(self._rows), [positions] * self._rows, [self._start] * self._rows)
+        window = cache_window(range(self._rows), [positions] * self._rows, self._starts)
         hidden_RTD: Tensor = gpt(x_RTD, window, self._cache)
         self._fed = 1 + len(tokens)
         return hidden_RTD[:, -1]

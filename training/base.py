@@ -21,6 +21,7 @@ from shared.decoding.noise import gumbel
 from shared.decoding.warp import Warp, log_probs
 from shared.models.checkpoint import load_vq, save_model
 from shared.models.families.emoji import EmojiModel
+from shared.models.family import ImageModel
 from shared.models.kv_cache import KVCache, cache_window, plain_window
 from shared.models.text import split_words
 from shared.models.vq import VQModel, to_pixels
@@ -82,7 +83,7 @@ def caption_rows(model: EmojiModel, captions: Sequence[str]) -> tuple[Tensor, Te
 
 
 def teacher_forced_hidden(
-    model: EmojiModel, prefix_BND: Tensor, starts_B: Tensor, inputs_BT: Tensor
+    model: ImageModel, prefix_BND: Tensor, starts_B: Tensor, inputs_BT: Tensor
 ) -> Tensor:
     """Hidden states [B, T, D] that judge image tokens 0 .. T-1, given them as inputs (the last one
     unused)."""
@@ -128,14 +129,14 @@ def falling(rates: Sequence[float], step: int, steps: int) -> list[float]:
 
 
 @torch.no_grad()
-def sample(model: EmojiModel, prompts: Sequence[str], seeds: Sequence[int], warp: Warp) -> Tensor:
+def sample(model: ImageModel, prompts: Sequence[str], seeds: Sequence[int], warp: Warp) -> Tensor:
     """Draw one image of tokens per prompt, [B, T], with the keyed noise of each seed (the base of SPEC
     section 3)."""
     config, rows = model.config, [model.prompt_rows(prompt) for prompt in prompts]
     cache = KVCache(config, 2 * len(prompts))
     longest = max(row.shape[1] for row in rows)
     x = torch.cat([F.pad(row, (0, 0, longest - row.shape[1], 0)) for row in rows])
-    starts = [config.prefix_len - row.shape[1] for row in rows for _ in range(2)]
+    starts = [start for row in rows for start in model.starts(row.shape[1])]
     slots, positions = (
         range(len(starts)),
         [list(range(config.prefix_len - longest, config.prefix_len))] * len(starts),
@@ -197,7 +198,7 @@ class BaseTrainer:
 
     def averaged_model(self) -> EmojiModel:
         """The model that ships: averaged weights."""
-        model = EmojiModel(self.model.config, self.model.vocabulary.words)
+        model = self.model.with_layers(self.model.config.n_layer)
         model.load_state_dict(self.learner.average.values)
         return model.eval()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -29,6 +29,7 @@ from shared.decoding.warp import Warp, guide, warp_logits
 from shared.errors import InvalidRequest
 from shared.models.checkpoint import digest, load_model, load_vq, save_device
 from shared.models.families.emoji import EmojiModel
+from shared.models.family import ImageModel
 from shared.models.inter_head import DeviceModel
 from shared.models.zoo import CALIBRATION, write_calibration
 from training.base import caption_rows, falling, optimizers, sample, teacher_forced_hidden
@@ -131,11 +132,10 @@ def _anchor(loss: InterDRO, log_d_NV: Tensor, p_NV: Tensor) -> Tensor:
     return loss.absolute * absolute + loss.entropy * -(p_NV * log_d_NV).sum(-1).mean()
 
 
-def cut_device(cloud: EmojiModel, layers: int, config: DeviceConfig) -> DeviceModel:
+def cut_device(cloud: ImageModel, layers: int, config: DeviceConfig) -> DeviceModel:
     """A device initialised from the cloud's text, embeddings, first layers, norm and head; radii start
     small."""
-    shape = replace(cloud.config, n_layer=layers)
-    base = EmojiModel(shape, cloud.vocabulary.words)
+    base = cloud.with_layers(layers)
     state = cloud.state_dict()
     base.load_state_dict({name: state[name] for name in base.state_dict()})
     device = DeviceModel(base, config)
@@ -153,7 +153,7 @@ class Drawn:
     tokens_NT: Tensor
 
 
-def draw_images(cloud: EmojiModel, captions: Sequence[str], first_seed: int, warp: Warp, file: Path) -> Drawn:
+def draw_images(cloud: ImageModel, captions: Sequence[str], first_seed: int, warp: Warp, file: Path) -> Drawn:
     """Draw one image per caption with the keyed noise, in chunks, and keep the tokens in `file` for the next
     time."""
     seeds = tuple(range(first_seed, first_seed + len(captions)))
@@ -180,12 +180,22 @@ def teacher_probabilities(
     return guide(cond, uncond, guidance).softmax(-1)
 
 
+def _word_model(folder: Path) -> EmojiModel:
+    model = load_model(folder)
+    if not isinstance(model, EmojiModel):
+        raise InvalidRequest(
+            f"{folder} holds a model of family {model.family!r}",
+            "scenes and their captions train the emoji family",
+        )
+    return model
+
+
 class DeviceTrainer:
     """One run: draw, distil, evaluate, calibrate, export."""
 
     def __init__(self, run: DeviceRun) -> None:
         self.run, self.folder = run, RunFolder(run.out)
-        self.cloud, self.tokenizer = load_model(run.cloud), load_vq(run.tokenizer)
+        self.cloud, self.tokenizer = _word_model(run.cloud), load_vq(run.tokenizer)
         self.scenes, _ = scene_split(run.data, preset(run.preset).concepts, run.scenes, run.seed)
         config = DeviceConfig(cloud_digest=digest(run.cloud), distilled_guidance=run.guidance)
         torch.manual_seed(run.seed)  # the radius head and phi; everything later is keyed by (seed, step)
@@ -245,12 +255,13 @@ class DeviceTrainer:
     @staticmethod
     def _forward(model: DeviceModel, captions: Sequence[str], tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Centres and radii [B, T, V] on teacher-forced tokens."""
+        assert isinstance(model.base, EmojiModel)  # cut from a cloud that is one
         hidden = teacher_forced_hidden(model.base, *caption_rows(model.base, captions), tokens_BT)
         return model.base.gpt.logits(hidden), model.inter_head(hidden)
 
     def averaged_model(self) -> DeviceModel:
         """The model that ships: averaged weights."""
-        base = EmojiModel(self.model.base.config, self.model.base.vocabulary.words)
+        base = self.model.base.with_layers(self.run.layers)
         model = DeviceModel(base, self.model.config)
         model.load_state_dict(self.learner.average.values)
         return model.eval()

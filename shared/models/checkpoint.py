@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shared.config import DeviceConfig, TransformerConfig, VQConfig, from_dict, to_dict
+from shared.config import DeviceConfig, VQConfig, from_dict, to_dict
 from shared.errors import ModelUnavailable
-from shared.models.families.emoji import EmojiModel
+from shared.models.families import build
+from shared.models.family import ImageModel
 from shared.models.inter_head import DeviceModel
 from shared.models.vq import VQModel
 
@@ -88,37 +89,27 @@ def load_vq(folder: Path) -> VQModel:
     return model.eval()
 
 
-def save_model(folder: Path, model: EmojiModel, dtype: torch.dtype = torch.float16) -> str:
+def save_model(folder: Path, model: ImageModel, dtype: torch.dtype = torch.float16) -> str:
     """Write a cloud model and return its digest."""
-    return save_folder(folder, {"kind": "cloud", **_describe(model)}, model.state_dict(), dtype)
+    return save_folder(folder, {"kind": "cloud", **model.describe()}, model.state_dict(), dtype)
 
 
-def load_model(folder: Path) -> EmojiModel:
+def load_model(folder: Path) -> ImageModel:
     """Read a cloud model. Raises ModelUnavailable as `read_config` and `load_weights` do."""
-    model = _build(read_config(folder, "cloud"))
+    model = build(read_config(folder, "cloud"), folder.parent)
     load_weights(folder, model)
     return model.eval()
 
 
 def save_device(folder: Path, model: DeviceModel, dtype: torch.dtype = torch.float16) -> str:
     """Write a device model (transformer, text, Inter-Head, phi) and return its digest."""
-    config = {"kind": "device", **_describe(model.base), "device": to_dict(model.config)}
+    config = {"kind": "device", **model.base.describe(), "device": to_dict(model.config)}
     return save_folder(folder, config, model.state_dict(), dtype)
 
 
 def load_device(folder: Path) -> DeviceModel:
     """Read a device model. Raises ModelUnavailable as `read_config` and `load_weights` do."""
     config = read_config(folder, "device")
-    model = DeviceModel(_build(config), from_dict(DeviceConfig, config["device"]))
+    model = DeviceModel(build(config, folder.parent), from_dict(DeviceConfig, config["device"]))
     load_weights(folder, model)
     return model.eval()
-
-
-def _describe(model: EmojiModel) -> dict[str, Any]:
-    return {"family": "emoji", "transformer": to_dict(model.config), "words": list(model.vocabulary.words)}
-
-
-def _build(config: dict[str, Any]) -> EmojiModel:
-    if config.get("family") != "emoji":
-        raise ModelUnavailable(f"unknown model family {config.get('family')!r}", "allowed: ['emoji']")
-    return EmojiModel(from_dict(TransformerConfig, config["transformer"]), config["words"])

@@ -20,7 +20,7 @@ from shared.decoding.calibration import Calibration, GateTable
 from shared.decoding.warp import Warp
 from shared.errors import ModelMismatch, ModelUnavailable
 from shared.models.checkpoint import digest, load_device, load_model, load_vq
-from shared.models.families.emoji import EmojiModel
+from shared.models.family import ImageModel
 from shared.models.inter_head import DeviceModel
 from shared.models.vq import VQModel
 
@@ -42,7 +42,7 @@ class CloudModel:
 
     name: str
     digest: str
-    model: EmojiModel
+    model: ImageModel
     bridge_DF: Tensor
 
 
