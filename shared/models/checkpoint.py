@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shared.config import DeviceConfig, VQConfig, from_dict, to_dict
@@ -25,6 +27,8 @@ from shared.models.vq import VQModel
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+Shape = tuple[int, ...]
+_BLOCK = 2**22  # bytes hashed at a time
 
 
 def save_folder(folder: Path, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype) -> str:
@@ -53,27 +57,34 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Load the weights as fp32, strictly: missing, extra and mis-shaped names are listed in
     ModelUnavailable."""
-    state = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
     wanted = model.state_dict()
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    with safe_open(folder / WEIGHTS, "pt") as file, torch.no_grad():
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        check_names(folder / WEIGHTS, {name: tuple(value.shape) for name, value in wanted.items()}, shapes)
+        for name, value in wanted.items():
+            value.copy_(file.get_tensor(name))  # one tensor at a time: a large file is never held twice
+
+
+def check_names(path: Path, wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+    """Raise ModelUnavailable that lists missing, extra and mis-shaped names, unless there are none."""
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     shapes = [
-        f"{name} {tuple(state[name].shape)} != {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & state.keys())
-        if state[name].shape != wanted[name].shape
+        f"{name} {found[name]} != {wanted[name]}"
+        for name in sorted(wanted.keys() & found.keys())
+        if found[name] != wanted[name]
     ]
     if missing or extra or shapes:
-        raise ModelUnavailable(
-            f"{folder / WEIGHTS} does not fit its config",
-            f"missing {missing}, extra {extra}, shapes {shapes}",
-        )
-    model.load_state_dict(state)
+        why = f"missing {missing}, extra {extra}, shapes {shapes}"
+        raise ModelUnavailable(f"{path} does not fit its config", why)
 
 
 def digest(folder: Path) -> str:
     """16 hexadecimal digits over config and weights."""
     total = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
-        total.update((folder / name).read_bytes())
+        with (folder / name).open("rb") as file:
+            while block := file.read(_BLOCK):
+                total.update(block)
     return total.hexdigest()[:16]
 
 
