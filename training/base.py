@@ -75,7 +75,7 @@ def caption_rows(model: EmojiModel, captions: Sequence[str]) -> tuple[Tensor, Te
     longest = max(lengths)
     rows = []
     for row, length in zip(ids, lengths, strict=True):
-        nothing = model.gpt.cls_embedding.uncond_embedding[-length:]
+        nothing = model.gpt.no_caption(length)
         features = model.text(torch.tensor(row)) if row else nothing
         rows.append(F.pad(features, (0, 0, longest - length, 0)))
     starts = model.config.prefix_len - torch.tensor(lengths)
