@@ -26,7 +26,7 @@ class ImageModel(nn.Module, ABC):
     """
 
     family: ClassVar[str]
-    warp: ClassVar[Warp]
+    warp: Warp
     config: TransformerConfig
     gpt: Transformer
 

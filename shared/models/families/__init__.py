@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import ModelUnavailable
+from shared.models.families.chameleon import ChameleonModel
 from shared.models.families.emoji import EmojiModel
+from shared.models.families.llamagen import LlamaGenModel
 from shared.models.family import ImageModel
 
-FAMILIES: Mapping[str, type[ImageModel]] = {kind.family: kind for kind in (EmojiModel,)}
+FAMILIES: Mapping[str, type[ImageModel]] = {
+    kind.family: kind for kind in (EmojiModel, LlamaGenModel, ChameleonModel)
+}
 
 
 def build(config: dict[str, Any], home: Path) -> ImageModel:
