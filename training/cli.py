@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
+    CliPositionalArg,
     CliSubCommand,
     SettingsConfigDict,
     get_subcommand,
@@ -20,6 +21,7 @@ from pydantic_settings import (
 from shared.errors import CiarError, ModelMismatch
 from shared.models.zoo import load_cloud, load_device_package
 from training.base import BaseRun, BaseTrainer
+from training.convert import CONVERTED, Conversion, convert
 from training.device import DeviceRun, DeviceTrainer, InterDRO
 from training.presets import PRESETS
 from training.tokenizer import TokenizerRun, TokenizerTrainer
@@ -104,8 +106,27 @@ class Bundle(BaseModel):
         print(f"{self.out}: cloud {cloud.digest}, device {package.digest}")
 
 
+class Convert(BaseModel):
+    """Turn official weight files into a model folder that cloud-server loads."""
+
+    source: CliPositionalArg[Path] = Field(description="the transformer: a file, or a folder as published")
+    target: CliPositionalArg[Path] = Field(description="model folder to write: cloud/, vq/, tokenizer/")
+    family: str = Field(description=f"one of {', '.join(CONVERTED)}")
+    pixels: int = Field(description="side of the images the weights were trained on, such as 512", gt=0)
+    vq: Path | None = Field(None, description="the VQ, where it is not inside SOURCE")
+    heads: int | None = Field(None, description="attention heads of a LlamaGen of unpublished width", gt=0)
+    tokens: int = Field(128, description="longest prompt of a Chameleon, in tokens", gt=3)
+    tokenizer: Path | None = Field(None, description="Chameleon's tokenizer.json, if not inside SOURCE")
+    threads: int = Field(1, description="torch threads", gt=0)
+
+    def run(self) -> None:
+        """Convert and print the digests."""
+        cloud, vq = convert(Conversion(**self.model_dump(exclude={"threads"})))
+        print(f"{self.target}: cloud {cloud}, vq {vq}")
+
+
 class TrainApp(BaseSettings):
-    """Train the models of CIAR: tokenizer, then base, then device, then bundle.
+    """Train the models of CIAR: tokenizer, then base, then device, then bundle; or convert published weights.
 
     Example: ciar-train tokenizer --data artwork --out runs/tokenizer
     """
@@ -117,6 +138,7 @@ class TrainApp(BaseSettings):
     base: CliSubCommand[Base]
     device: CliSubCommand[Device]
     bundle: CliSubCommand[Bundle]
+    convert: CliSubCommand[Convert]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong = (f"{'.'.join(map(str, e['loc']))} {e['input']!r}: {e['msg']}" for e in error.errors())
         print(f"error: {'; '.join(wrong)}", file=sys.stderr)
         return 2
-    assert isinstance(verb, Tokenizer | Base | Device | Bundle)
+    assert isinstance(verb, Tokenizer | Base | Device | Bundle | Convert)
     torch.set_num_threads(verb.threads)
     try:
         verb.run()

@@ -60,13 +60,15 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     wanted = model.state_dict()
     with safe_open(folder / WEIGHTS, "pt") as file, torch.no_grad():
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        check_names(folder / WEIGHTS, {name: tuple(value.shape) for name, value in wanted.items()}, shapes)
+        expected = {name: tuple(value.shape) for name, value in wanted.items()}
+        check_names(f"{folder / WEIGHTS} does not fit its config", expected, shapes)
         for name, value in wanted.items():
             value.copy_(file.get_tensor(name))  # one tensor at a time: a large file is never held twice
 
 
-def check_names(path: Path, wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
-    """Raise ModelUnavailable that lists missing, extra and mis-shaped names, unless there are none."""
+def check_names(complaint: str, wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+    """Raise ModelUnavailable with `complaint` and all missing, extra and mis-shaped names, unless there are
+    none."""
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     shapes = [
         f"{name} {found[name]} != {wanted[name]}"
@@ -75,7 +77,7 @@ def check_names(path: Path, wanted: Mapping[str, Shape], found: Mapping[str, Sha
     ]
     if missing or extra or shapes:
         why = f"missing {missing}, extra {extra}, shapes {shapes}"
-        raise ModelUnavailable(f"{path} does not fit its config", why)
+        raise ModelUnavailable(complaint, why)
 
 
 def digest(folder: Path) -> str:

@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "cloud_server.cli"]
     ("argv", "says"),
     [
         (["--model", "nope"], ["unknown model 'nope'", "models with weights here"]),
-        (["--model", "anole"], ["weights of model 'anole'", "anole", "cloud/, device/ and vq/"]),
+        (["--model", "anole"], ["weights of model 'anole'", "GAIR/Anole-7b-v0.1", "ciar-train convert"]),
         (["--port", "70000"], ["--port 70000 is out of range", "0 to 65535"]),
         (["--metrics-port", "-1"], ["--metrics-port -1 is out of range"]),
     ],
