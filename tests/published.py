@@ -32,9 +32,17 @@ VQ = VQConfig(
     ch=32, ch_mult=(1, 2), z_channels=8, codebook_size=CODES, codebook_dim=4, encoder_res=1, decoder_res=2
 )
 PIXELS = GRID * VQ.factor
+
+
+def code_names(count: int, start: int = 4) -> dict[str, int]:
+    """Names and ids of image tokens: IMGIMG, the code with letters for digits, Z."""
+    letters = str.maketrans("0123456789", "ABCDEFGHIJ")
+    return {f"IMGIMG{str(code).translate(letters)}Z": start + code for code in range(count)}
+
+
 VOCABULARY = {
     "<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3,
-    **{f"IMGIMG{''.join('ABCDEFGHIJ'[int(d)] for d in str(code))}Z": 4 + code for code in range(CODES)},
+    **code_names(CODES),
     "<eoss>": 20, "<racm3:break>": 21, "<reserved08706>": 22, "<reserved08707>": 23,
     **{letter: 24 + index for index, letter in enumerate(TEXT)},
 }  # fmt: skip
@@ -137,16 +145,18 @@ def chameleon_state(config: TransformerConfig = CHAMELEON) -> State:
     return state
 
 
-def taming_state() -> State:
+def taming_state(shape: VQConfig = VQ) -> State:
     """The VQ under taming's names: levels of the decoder counted from the highest resolution."""
-    config = replace(VQ, attention=False, unit_codes=False, pixel_shift=127.5)
+    config = replace(shape, attention=False, unit_codes=False, pixel_shift=127.5)
     out = {}
     for name, value in VQModel(config).state_dict().items():
         for number, middle in enumerate(("block_1", "attn_1", "block_2")):
             name = name.replace(f".mid.{number}.", f".mid.{middle}.")
-        for level in range(len(VQ.ch_mult)):
+        for level in range(len(shape.ch_mult)):
             name = name.replace(f"encoder.conv_blocks.{level}.", f"encoder.down.{level}.")
-            name = name.replace(f"decoder.conv_blocks.{len(VQ.ch_mult) - 1 - level}.", f"decoder.up.{level}.")
+            name = name.replace(
+                f"decoder.conv_blocks.{len(shape.ch_mult) - 1 - level}.", f"decoder.up.{level}."
+            )
         out[name.replace(".res.", ".block.")] = value
     return out
 

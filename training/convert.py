@@ -128,10 +128,10 @@ def write_vq(folder: Path, tensors: Tensors, chameleon: bool) -> str:
     return _write(folder, config, wanted, tensors, {name: Recipe((name,)) for name in wanted})
 
 
-def llamagen_on_meta(tensors: Tensors, grid: int, heads: int | None, home: Path) -> LlamaGenModel:
-    """A LlamaGen of the shape of these tensors, without memory for its weights."""
+def llamagen_on_meta(shape: TransformerConfig, home: Path) -> LlamaGenModel:
+    """A LlamaGen without memory for its weights."""
     with torch.device("meta"):
-        return LlamaGenModel(llamagen_config(tensors, grid, heads), home)
+        return LlamaGenModel(shape, home)
 
 
 def read_vocabulary(tokenizer: Path) -> dict[str, int]:
@@ -152,7 +152,7 @@ def _read_vq(order: Conversion) -> Tensors:
 
 
 def _llamagen(order: Conversion, tensors: Tensors, factor: int) -> LlamaGenModel:
-    return llamagen_on_meta(tensors, order.pixels // factor, order.heads, order.target)
+    return llamagen_on_meta(llamagen_config(tensors, order.pixels // factor, order.heads), order.target)
 
 
 def _chameleon(order: Conversion, tensors: Tensors, factor: int) -> ChameleonModel:

@@ -6,6 +6,7 @@ Sources: Chameleon Team (2024), Chern et al., "Anole" (2024), and their public c
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -78,13 +79,16 @@ class ChameleonModel(ImageModel):
         Raises InvalidPrompt for more than P tokens, ModelUnavailable where the tokenizer is missing.
         """
         self.check_prompt(prompt)
-        ids = self.prompt_ids(prompt)
+        return self.rows(self.prompt_ids(prompt))
+
+    def rows(self, ids: Sequence[int]) -> Tensor:
+        """Prefix rows [2, n, D] of the ids of a whole prefix. Raises InvalidPrompt for more than P."""
         if len(ids) > self.config.prefix_len:
             why = f"allowed: up to {self.config.prefix_len}, with the three marks around it"
             raise InvalidPrompt(f"the prompt has {len(ids)} tokens", why)
         nothing_2D = self.gpt.embed_text(torch.tensor([self.marks.begin, self.marks.image]))
         padded_ND = F.pad(nothing_2D, (0, 0, len(ids) - 2, 0))
-        return torch.stack([self.gpt.embed_text(torch.tensor(ids)), padded_ND])
+        return torch.stack([self.gpt.embed_text(torch.tensor(list(ids))), padded_ND])
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Token ids of the whole prefix of a prompt."""
