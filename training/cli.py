@@ -22,6 +22,7 @@ from shared.errors import CiarError, ModelMismatch
 from shared.models.zoo import load_cloud, load_device_package
 from training.base import BaseRun, BaseTrainer
 from training.convert import CONVERTED, Conversion, convert
+from training.cut import Cut, cut, read_prompts
 from training.device import DeviceRun, DeviceTrainer, InterDRO
 from training.presets import PRESETS
 from training.tokenizer import TokenizerRun, TokenizerTrainer
@@ -125,6 +126,25 @@ class Convert(BaseModel):
         print(f"{self.target}: cloud {cloud}, vq {vq}")
 
 
+class Cutting(BaseModel):
+    """Make a device model of a cloud's first layers, without training, so that the two are a pair."""
+
+    model: CliPositionalArg[Path] = Field(description="model folder with cloud/ and vq/; device/ is written")
+    layers: int = Field(1, description="layers of the device model", gt=0)
+    prompts: Path | None = Field(
+        None, description="one prompt a line: the cloud draws them to calibrate the gates"
+    )
+    images: int = Field(16, description="how many of the prompts", gt=0)
+    threads: int = Field(1, description="torch threads", gt=0)
+
+    def run(self) -> None:
+        """Cut, calibrate, print the digest and what works."""
+        prompts = read_prompts(self.prompts, self.images)
+        written = cut(Cut(self.model, self.layers, prompts))
+        hint = "" if prompts else "; no gate is calibrated: use --mode exact --span 5, or give --prompts"
+        print(f"{self.model}: device {written}{hint}")
+
+
 class TrainApp(BaseSettings):
     """Train the models of CIAR: tokenizer, then base, then device, then bundle; or convert published weights.
 
@@ -139,6 +159,7 @@ class TrainApp(BaseSettings):
     device: CliSubCommand[Device]
     bundle: CliSubCommand[Bundle]
     convert: CliSubCommand[Convert]
+    cut: CliSubCommand[Cutting]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong = (f"{'.'.join(map(str, e['loc']))} {e['input']!r}: {e['msg']}" for e in error.errors())
         print(f"error: {'; '.join(wrong)}", file=sys.stderr)
         return 2
-    assert isinstance(verb, Tokenizer | Base | Device | Bundle | Convert)
+    assert isinstance(verb, Tokenizer | Base | Device | Bundle | Convert | Cutting)
     torch.set_num_threads(verb.threads)
     try:
         verb.run()

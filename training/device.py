@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -21,11 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shared.config import DeviceConfig
-from shared.decoding.calibration import Calibration, auroc, fit_gate
-from shared.decoding.gates import GATES, Evidence
+from shared.decoding.calibration import Calibration, auroc
 from shared.decoding.intervals import inter_fuse
-from shared.decoding.noise import gumbel
-from shared.decoding.warp import Warp, guide, warp_logits
+from shared.decoding.warp import Warp, guide
 from shared.errors import InvalidRequest
 from shared.models.checkpoint import digest, load_model, load_vq, save_device
 from shared.models.families.emoji import EmojiModel
@@ -33,13 +30,14 @@ from shared.models.family import ImageModel
 from shared.models.inter_head import DeviceModel
 from shared.models.zoo import CALIBRATION, write_calibration
 from training.base import caption_rows, falling, optimizers, sample, teacher_forced_hidden
+from training.calibrate import CALIBRATED, fit, score_image
+from training.cut import cut_device
 from training.data import SceneRange, keyed_generator, scene_split
 from training.presets import preset
 from training.runs import Learner, RunFolder, drive
 from training.tokenizer import encode_scenes
 
 BOUNDS = ("logit", "prob")
-CALIBRATED = tuple(name for name in GATES if name not in ("never", "always"))
 # Seeds of drawn images: training counts up from one, held-back images from the other.
 TRAIN_SEED, HELD_SEED = 1_000_000, 9_000_000
 
@@ -132,18 +130,6 @@ def _anchor(loss: InterDRO, log_d_NV: Tensor, p_NV: Tensor) -> Tensor:
     return loss.absolute * absolute + loss.entropy * -(p_NV * log_d_NV).sum(-1).mean()
 
 
-def cut_device(cloud: ImageModel, layers: int, config: DeviceConfig) -> DeviceModel:
-    """A device initialised from the cloud's text, embeddings, first layers, norm and head; radii start
-    small."""
-    base = cloud.with_layers(layers)
-    state = cloud.state_dict()
-    base.load_state_dict({name: state[name] for name in base.state_dict()})
-    device = DeviceModel(base, config)
-    torch.nn.init.normal_(device.inter_head.radius.weight, std=0.01)
-    torch.nn.init.constant_(device.inter_head.radius.bias, -2.0)
-    return device
-
-
 @dataclass(frozen=True, eq=False)
 class Drawn:
     """Images the cloud drew by itself: captions, seeds, tokens [N, T]."""
@@ -186,6 +172,7 @@ def _word_model(folder: Path) -> EmojiModel:
         raise InvalidRequest(
             f"{folder} holds a model of family {model.family!r}",
             "scenes and their captions train the emoji family",
+            "ciar-train cut makes a device model of any family, without training",
         )
     return model
 
@@ -278,23 +265,17 @@ class DeviceTrainer:
     def gate_scores(self, model: DeviceModel) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
         """Scores [N, T] of every calibrated gate, and where the device's coupled draw equals the cloud's
         token."""
-        held, shape = self.held_back, tuple(self.held_back.tokens_NT.shape)
-        scores = {name: np.zeros(shape, np.float32) for name in CALIBRATED}
-        agree = np.zeros(shape, np.bool_)
+        held, scores, agree = self.held_back, [], []
         for row, (caption, seed) in enumerate(zip(held.captions, held.seeds, strict=True)):
-            centre, radius = self._forward(model, [caption], held.tokens_NT[row : row + 1])
-            log_q = warp_logits(centre[0], self.run.warp)
-            noise_TV = gumbel(seed, range(shape[1]), centre.shape[-1])
-            evidence = Evidence(seed, torch.arange(shape[1]), log_q, noise_TV, centre[0], radius[0])
-            for name, scored in scores.items():
-                scored[row] = GATES[name](evidence).clamp(-1e6, 1e6).numpy()
-            agree[row] = ((log_q + noise_TV).argmax(-1) == held.tokens_NT[row]).numpy()
-        return MappingProxyType(scores), agree
+            tokens = held.tokens_NT[row]
+            centre, radius = self._forward(model, [caption], tokens[None])
+            scored, agreed = score_image(seed, centre[0], radius[0], tokens, self.run.warp)
+            scores.append(scored)
+            agree.append(agreed)
+        return {name: np.stack([image[name] for image in scores]) for name in CALIBRATED}, np.stack(agree)
 
     def calibrate(self, model: DeviceModel) -> Calibration:
         """Fit the table of every gate on the held-back images."""
         scores, agree = self.gate_scores(model)
         run = self.run
-        prefix = int(run.prefix_rate * agree.shape[1])
-        tables = {name: fit_gate(score, agree, run.span, prefix) for name, score in scores.items()}
-        return Calibration(model.config.cloud_digest, run.warp, run.span, run.prefix_rate, tables)
+        return fit(scores, agree, model.config.cloud_digest, run.warp, run.span, run.prefix_rate)
