@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -23,11 +23,13 @@ from shared.errors import ModelUnavailable
 from shared.models.families import build
 from shared.models.family import ImageModel
 from shared.models.inter_head import DeviceModel
+from shared.models.transformer import Transformer
 from shared.models.vq import VQModel
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 Shape = tuple[int, ...]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _BLOCK = 2**22  # bytes hashed at a time
 
 
@@ -97,7 +99,8 @@ def save_vq(folder: Path, model: VQModel) -> str:
 
 def load_vq(folder: Path) -> VQModel:
     """Read a VQ tokenizer. Raises ModelUnavailable as `read_config` and `load_weights` do."""
-    model = VQModel(from_dict(VQConfig, read_config(folder, "vq")["vq"]))
+    shape = from_dict(VQConfig, read_config(folder, "vq")["vq"])
+    model = _empty(lambda: VQModel(shape))
     load_weights(folder, model)
     return model.eval()
 
@@ -109,7 +112,8 @@ def save_model(folder: Path, model: ImageModel, dtype: torch.dtype = torch.float
 
 def load_model(folder: Path) -> ImageModel:
     """Read a cloud model. Raises ModelUnavailable as `read_config` and `load_weights` do."""
-    model = build(read_config(folder, "cloud"), folder.parent)
+    config = read_config(folder, "cloud")
+    model = _empty(lambda: build(config, folder.parent))
     load_weights(folder, model)
     return model.eval()
 
@@ -123,6 +127,18 @@ def save_device(folder: Path, model: DeviceModel, dtype: torch.dtype = torch.flo
 def load_device(folder: Path) -> DeviceModel:
     """Read a device model. Raises ModelUnavailable as `read_config` and `load_weights` do."""
     config = read_config(folder, "device")
-    model = DeviceModel(build(config, folder.parent), from_dict(DeviceConfig, config["device"]))
+    shape = from_dict(DeviceConfig, config["device"])
+    model = _empty(lambda: DeviceModel(build(config, folder.parent), shape))
     load_weights(folder, model)
     return model.eval()
+
+
+def _empty(make: Callable[[], ModuleT]) -> ModuleT:
+    """The module with memory but without initial weights, for billions of which drawing takes minutes."""
+    with torch.device("meta"):
+        module = make()
+    module.to_empty(device="cpu")
+    for part in module.modules():
+        if isinstance(part, Transformer):
+            part.reset_table()
+    return module

@@ -182,6 +182,10 @@ class Transformer(nn.Module):
             self.pos_embeddings = nn.Embedding(config.image_tokens, config.dim)
         self.register_buffer("rope", rope_table(config), persistent=False)
 
+    def reset_table(self) -> None:
+        """Compute the rotary table anew: no file holds it."""
+        self.rope = rope_table(self.config)
+
     def embed_caption(self, caption_BNC: Tensor) -> Tensor:
         """Caption features [B, n, C] to prefix rows [B, n, D]; they sit at positions P-n .. P-1."""
         assert isinstance(self.cls_embedding, CaptionEmbedding)
