@@ -133,6 +133,9 @@ def load_device_package(name: str, models: Path) -> DevicePackage:
     """Load the device side of a model. Raises ModelUnavailable, or ModelMismatch on a calibration of another
     cloud."""
     folder = find(name, models)
+    if not (folder / "device").is_dir():
+        what = f"there is no device model in {folder}"
+        raise ModelUnavailable(what, "it holds a cloud alone", f"make one with: ciar-train cut {folder}")
     model, calibration = load_device(folder / "device"), read_calibration(folder / "device" / CALIBRATION)
     if calibration.cloud_digest != model.config.cloud_digest:
         raise ModelMismatch(
