@@ -84,7 +84,7 @@ def write_hf(
     folder.mkdir()
     llama = llama_names(split(state, config))
     for name, value in llama.items():
-        if "_norm.weight" in name or "_norm.bias" in name:
+        if ("_norm.weight" in name or "_norm.bias" in name) and config.q_norm_rows == 1:
             rows = min(norm_rows, config.kv_heads) if "k_norm" in name else norm_rows
             llama[name] = value.expand(rows, -1).contiguous()
     llama |= {f"model.vqmodel.{name}": value for name, value in taming_state().items()}
@@ -128,6 +128,24 @@ def write_fair(
     checkpoint = {"state_dict": {**taming_state(), "loss.weight": torch.zeros(1)}}
     torch.save(checkpoint, folder / "tokenizer" / "vqgan.ckpt")
     write_tokenizer(folder / "tokenizer" / "text_tokenizer.json")
+    return folder
+
+
+def write_shards(folder: Path, state: State, config: TransformerConfig) -> Path:
+    """The original layout in two files: each has half of the heads, with norms of its own."""
+    weights = split(_interleaved(state, config), config)
+    target = write_fair(folder, state, config) / "models" / "7b"
+    (target / "consolidated.pth").unlink()
+    for shard in range(2):
+        part = {}
+        for name, value in weights.items():
+            rows = name.endswith(
+                ("wq.weight", "wk.weight", "wv.weight", "w1.weight", "w3.weight", "output.weight")
+            )
+            columns = name.endswith(("wo.weight", "w2.weight", "tok_embeddings.weight"))
+            cut = value.chunk(2, 0 if rows else 1)[shard].clone() if rows or columns else value
+            part[name] = value[shard].clone() if "normalization" in name else cut
+        torch.save(part, target / f"consolidated.0{shard}.pth")
     return folder
 
 
@@ -181,7 +199,8 @@ def _interleaved(state: State, config: TransformerConfig) -> State:
             rows = value[:turned].unflatten(0, (-1, 2, width // 2)).transpose(1, 2).flatten(0, 2)
             out[name] = torch.cat([rows, value[turned:]])
         elif "normalization" in name:
-            out[name] = value[0].unflatten(0, (2, width // 2)).T.flatten()
+            table = value.unflatten(1, (2, width // 2)).transpose(1, 2).flatten(1)
+            out[name] = table[0] if len(table) == 1 else table
     return out
 
 

@@ -10,20 +10,20 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from shared.config import TransformerConfig, to_dict
+from shared.config import TransformerConfig, VQConfig, to_dict
 from shared.errors import InvalidRequest, ModelMismatch, ModelUnavailable
 from shared.models.checkpoint import CONFIG, WEIGHTS, Shape, check_names, digest
 from shared.models.families.chameleon import TOKENIZER, ChameleonModel
 from shared.models.families.llamagen import LlamaGenModel
 from shared.models.family import ImageModel
 from shared.models.vq import VQModel
-from training.sources import Tensors, read_shards, read_tensors
+from training.sources import Join, Tensors, read_shards, read_tensors
 from training.stream import write_tensors
 from training.upstream import (
     Recipe,
@@ -33,14 +33,19 @@ from training.upstream import (
     llamagen_config,
     marks,
     recipe,
+    rotary_pairs,
     vq_config,
     vq_tensors,
 )
 
 CONVERTED = ("llamagen", "chameleon")
 _UNFIT, _UNFIT_VQ = "the weights do not fit the transformer", "the weights do not fit the VQ"
-_ROWS = re.compile(r".*(attention\.(w[qkv]|wqkv)|feed_forward\.(w1|w3|w13)|output)\.weight")
-_COLUMNS = re.compile(r".*(attention\.wo|feed_forward\.w2|tok_embeddings)\.weight")
+_JOINS: dict[re.Pattern[str], Join] = {
+    re.compile(r".*(attention\.w[qkv]|feed_forward\.w[13]|output)\.weight"): "rows",
+    re.compile(r".*(attention\.wo|feed_forward\.w2|tok_embeddings)\.weight"): "columns",
+    re.compile(r".*_normalization\.(weight|bias)"): "table",
+}
+_FUSED = re.compile(r".*\.(wqkv|w13)\.weight")
 
 
 @dataclass(frozen=True)
@@ -78,17 +83,15 @@ def convert(order: Conversion) -> tuple[str, str]:
     transformer do not belong together.
     """
     chameleon = order.family == ChameleonModel.family
-    tensors = read_transformer(order.source)
-    vq = _read_vq(order)
-    codes, factor = vq.shape("quantize.embedding.weight")[0], vq_config(vq, not chameleon).factor
-    model = _chameleon(order, tensors, factor) if chameleon else _llamagen(order, tensors, factor)
-    if model.config.vocab_size != codes:
-        what = f"the transformer has {model.config.vocab_size} codes, the VQ {codes}"
+    raw, vq = _read_source(order.source), _read_vq(order)
+    tensors, shape = raw.renamed(gpt_name), check_vq(vq, chameleon)
+    grid = order.pixels // shape.factor
+    model = _chameleon(order, raw, grid) if chameleon else _llamagen(order, tensors, grid)
+    if model.config.vocab_size != shape.codebook_size:
+        what = f"the transformer has {model.config.vocab_size} codes, the VQ {shape.codebook_size}"
         raise ModelMismatch(what, "both must come from the same publication")
-    digests = (
-        write_transformer(order.target / "cloud", model, tensors),
-        write_vq(order.target / "vq", vq, chameleon),
-    )
+    cloud = write_transformer(order.target / "cloud", model, tensors)
+    digests = cloud, write_vq(order.target / "vq", vq, chameleon)
     if chameleon:
         (order.target / TOKENIZER).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(_tokenizer_file(order), order.target / TOKENIZER)
@@ -97,9 +100,7 @@ def convert(order: Conversion) -> tuple[str, str]:
 
 def read_transformer(source: Path) -> Tensors:
     """The transformer's tensors under the names of the original program, from a file or a folder."""
-    shards = sorted(_fair_folder(source).glob("consolidated*.pth")) if source.is_dir() else []
-    whole = read_shards(shards, _axis) if shards else read_tensors(source)
-    return whole.renamed(gpt_name)
+    return _read_source(source).renamed(gpt_name)
 
 
 def write_transformer(folder: Path, model: ImageModel, tensors: Tensors) -> str:
@@ -120,12 +121,17 @@ def write_transformer(folder: Path, model: ImageModel, tensors: Tensors) -> str:
 
 def write_vq(folder: Path, tensors: Tensors, chameleon: bool) -> str:
     """Write `vq/` of tensors under LlamaGen's names; returns its digest. Raises ModelUnavailable likewise."""
+    config = {"kind": "vq", "vq": to_dict(check_vq(tensors, chameleon))}
+    return _write(folder, config, dict(tensors.shapes), tensors, {name: Recipe((name,)) for name in tensors})
+
+
+def check_vq(tensors: Tensors, chameleon: bool) -> VQConfig:
+    """The shape of a VQ. Raises ModelUnavailable that names missing, extra and mis-shaped tensors."""
     shape = vq_config(tensors, unit_codes=not chameleon)
     with torch.device("meta"):
         wanted = {name: tuple(value.shape) for name, value in VQModel(shape).state_dict().items()}
     check_names(_UNFIT_VQ, wanted, tensors.shapes)
-    config = {"kind": "vq", "vq": to_dict(shape)}
-    return _write(folder, config, wanted, tensors, {name: Recipe((name,)) for name in wanted})
+    return shape
 
 
 def llamagen_on_meta(shape: TransformerConfig, home: Path) -> LlamaGenModel:
@@ -151,16 +157,15 @@ def _read_vq(order: Conversion) -> Tensors:
     return tensors
 
 
-def _llamagen(order: Conversion, tensors: Tensors, factor: int) -> LlamaGenModel:
-    return llamagen_on_meta(llamagen_config(tensors, order.pixels // factor, order.heads), order.target)
+def _llamagen(order: Conversion, tensors: Tensors, grid: int) -> LlamaGenModel:
+    return llamagen_on_meta(llamagen_config(tensors, grid, order.heads), order.target)
 
 
-def _chameleon(order: Conversion, tensors: Tensors, factor: int) -> ChameleonModel:
-    words = read_vocabulary(_tokenizer_file(order))
-    grid = order.pixels // factor
-    shape = chameleon_config(tensors, _settings(order.source), image_codes(words), grid, order.tokens)
+def _chameleon(order: Conversion, raw: Tensors, grid: int) -> ChameleonModel:
+    words, settings = read_vocabulary(_tokenizer_file(order)), _settings(order.source)
+    shape = chameleon_config(raw.renamed(gpt_name), settings, image_codes(words), grid, order.tokens)
     with torch.device("meta"):
-        return ChameleonModel(shape, marks(words), order.target)
+        return ChameleonModel(replace(shape, rope_pairs=rotary_pairs(raw)), marks(words), order.target)
 
 
 def _recipe(name: str, tensors: Tensors, shape: TransformerConfig) -> Recipe:
@@ -197,12 +202,24 @@ def _fair_folder(source: Path) -> Path:
     return inner[0] if inner else source
 
 
-def _axis(name: str) -> int | None:
-    """The axis along which the original Chameleon cuts a tensor over its files; None: each file has all of
-    it."""
-    if _ROWS.fullmatch(name):
-        return 0
-    return 1 if _COLUMNS.fullmatch(name) else None
+def _read_source(source: Path) -> Tensors:
+    """The tensors under the names they come with."""
+    files = sorted(_fair_folder(source).glob("consolidated*.pth")) if source.is_dir() else []
+    if len(files) < 2:
+        return read_tensors(files[0] if files else source)
+    shards = read_shards(files, _join)
+    if fused := sorted(name for name in shards if _FUSED.fullmatch(name)):
+        why = f"their parts lie interleaved: {fused[:2]}"
+        raise ModelUnavailable(f"fused tensors in several files of {source} cannot be joined", why)
+    return shards
+
+
+def _join(name: str) -> Join:
+    """How the original Chameleon cuts a tensor over its files: each has some heads and their norms."""
+    for pattern, how in _JOINS.items():
+        if pattern.fullmatch(name):
+            return how
+    return "copy"
 
 
 def _vq_file(source: Path) -> Path:
@@ -221,5 +238,5 @@ def _settings(source: Path) -> Mapping[str, Any]:
     for name in ("params.json", "config.json"):
         if (folder / name).is_file():
             content = json.loads((folder / name).read_text(encoding="utf-8"))
-            return {**content.get("rope_parameters", {}), **content, **content.get("model", {})}
+            return {**(content.get("rope_parameters") or {}), **content, **(content.get("model") or {})}
     return {}

@@ -12,7 +12,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -21,6 +21,9 @@ from torch import Tensor
 from shared.errors import ModelUnavailable
 from shared.models.checkpoint import Shape
 
+# How the parts of a tensor in several files become one: along an axis, as a table with a row per file; or
+# each file has all of it.
+Join = Literal["rows", "columns", "table", "copy"]
 NESTS = ("model", "module", "state_dict")  # plain, DeepSpeed, Lightning; in this order, then the top level
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _KINDS = {"BF16": torch.bfloat16, "F16": torch.float16}
@@ -84,25 +87,33 @@ def read_tensors(path: Path) -> Tensors:
     return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
 
 
-def read_shards(paths: Sequence[Path], axis: Callable[[str], int | None]) -> Tensors:
-    """Tensors that are cut over several files: joined along `axis(name)`, or taken from the first where
-    None."""
+def read_shards(paths: Sequence[Path], join: Callable[[str], Join]) -> Tensors:
+    """Tensors that are cut over several files, put together as `join(name)` says.
+
+    Raises ModelUnavailable where the files do not have the same tensors.
+    """
     parts = [read_tensors(path) for path in paths]
-    uneven = sorted(name for name in {n for part in parts for n in part} if any(name not in p for p in parts))
-    if uneven:
+    everything = {name for part in parts for name in part}
+    if uneven := sorted(name for name in everything if any(name not in part for part in parts)):
         raise ModelUnavailable(f"the shards in {paths[0].parent} do not belong together", f"uneven: {uneven}")
 
     def load(name: str) -> Tensor:
-        dim = axis(name)
-        return parts[0][name] if dim is None else torch.cat([part[name] for part in parts], dim)
+        how = join(name)
+        if how == "copy":
+            return parts[0][name]
+        pieces = [part[name] for part in parts]
+        return torch.stack(pieces) if how == "table" else torch.cat(pieces, 0 if how == "rows" else 1)
 
-    shapes = {name: _joined([part.shape(name) for part in parts], axis(name)) for name in parts[0]}
+    shapes = {name: _joined([part.shape(name) for part in parts], join(name)) for name in parts[0]}
     return Tensors(shapes, _widest(part.dtype for part in parts), load)
 
 
-def _joined(shapes: Sequence[Shape], axis: int | None) -> Shape:
-    if axis is None:
+def _joined(shapes: Sequence[Shape], how: Join) -> Shape:
+    if how == "copy":
         return shapes[0]
+    if how == "table":
+        return (len(shapes), *shapes[0])
+    axis = 0 if how == "rows" else 1
     return tuple(sum(s[i] for s in shapes) if i == axis else size for i, size in enumerate(shapes[0]))
 
 

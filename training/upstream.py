@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -81,6 +81,17 @@ def gpt_name(name: str) -> str | None:
     return name
 
 
+def rotary_pairs(tensors: Tensors) -> Literal["adjacent", "halves"]:
+    """Which components of a Chameleon turn together, by the layout it comes in.
+
+    The original program rotates adjacent pairs. Under Hugging Face's names both exist: where the norms of
+    queries are tables the rows were reordered to half-split pairs, where they are vectors they were not.
+    """
+    if "tok_embeddings.weight" in tensors:
+        return "adjacent"
+    return "halves" if len(tensors.shape("model.layers.0.self_attn.q_norm.weight")) == 2 else "adjacent"
+
+
 def vq_tensors(tensors: Tensors) -> Tensors:
     """Those of a VQ under LlamaGen's names, from either layout, or from inside a Chameleon."""
     inside = any(name.startswith(VQ_PREFIX) for name in tensors)
@@ -144,11 +155,8 @@ def _llamagen_prefix(tensors: Tensors) -> tuple[int, int, int]:
 def chameleon_config(
     tensors: Tensors, settings: Mapping[str, Any], codes: tuple[int, int], grid: int, prefix: int
 ) -> TransformerConfig:
-    """The shape of a Chameleon. `settings` is `config.json` or the model part of `params.json`, `codes` the
-    id of image code 0 and their number.
-
-    Norms of queries and keys that are tables come with the half-split rotary layout, those that are vectors
-    with adjacent pairs: so layouts are told apart whose names are the same.
+    """The shape of a Chameleon, its rotary pairs aside. `settings` is `config.json` or the model part of
+    `params.json`, `codes` the id of image code 0 and their number.
     """
     q_norm, k_norm = (tensors.shape(f"layers.0.attention.{name}_normalization.weight") for name in "qk")
     rows, dim = tensors.shape("tok_embeddings.weight")
@@ -163,7 +171,6 @@ def chameleon_config(
         ffn_hidden=fused.rows[1] if fused.rows else tensors.shape(fused.sources[0])[0],
         norm_eps=float(settings.get("rms_norm_eps", settings.get("norm_eps", 1e-5))),
         rope_base=float(settings.get("rope_theta", 10000.0)), rope_axes=1,
-        rope_pairs="halves" if len(q_norm) == 2 else "adjacent",
         q_norm_rows=q_norm[0] if len(q_norm) == 2 else 1, k_norm_rows=k_norm[0] if len(k_norm) == 2 else 1,
         swin_norm=bool(settings.get("swin_norm", False)),
     )  # fmt: skip

@@ -166,22 +166,34 @@ def test_every_layout_of_chameleon_is_the_same_model(tmp_path: Path, shape: Tran
 
 
 def test_shards_of_the_original_layout_are_joined(tmp_path: Path) -> None:
-    state = published.chameleon_state()
-    whole = read_transformer(published.write_fair(tmp_path / "one", state))
-    folder = published.write_fair(tmp_path / "two", state) / "models" / "7b"
-    (folder / "consolidated.pth").unlink()
-    for shard in range(2):
-        parts = {}
-        for name, value in whole.items():
-            rows = name.endswith(
-                ("wq.weight", "wk.weight", "wv.weight", "w1.weight", "w3.weight", "output.weight")
-            )
-            columns = name.endswith(("wo.weight", "w2.weight", "tok_embeddings.weight"))
-            parts[name] = value.chunk(2, 0 if rows else 1)[shard].clone() if rows or columns else value
-        torch.save(parts, folder / f"consolidated.0{shard}.pth")
-    joined = read_transformer(tmp_path / "two")
-    assert joined.shapes == whole.shapes
-    assert all(torch.equal(joined[name], whole[name]) for name in whole)
+    """Two files with two heads each: the norms become a table of two rows, the rotary layout stays theirs."""
+    shape = replace(CHAMELEON, q_norm_rows=2, k_norm_rows=2, swin_norm=True)
+    state = published.chameleon_state(shape)
+    ids = torch.randint(0, 30, (1, 20), generator=torch.Generator().manual_seed(0))
+    logits = []
+    for source in (
+        published.write_hf(tmp_path / "hf", state, shape),
+        published.write_shards(tmp_path / "two", state, shape),
+    ):
+        convert(Conversion(source, tmp_path / "out", "chameleon", PIXELS, tokens=12))
+        model = load_model(tmp_path / "out" / "cloud")
+        assert (model.config.q_norm_rows, model.config.k_norm_rows, model.config.swin_norm) == (2, 2, True)
+        logits.append(hidden(model, ids))
+    torch.testing.assert_close(logits[1], logits[0], atol=2e-5, rtol=0)
+
+
+def test_shards_that_cannot_be_joined_are_refused(tmp_path: Path) -> None:
+    shape = replace(CHAMELEON, q_norm_rows=2, k_norm_rows=2)
+    source = published.write_shards(tmp_path / "two", published.chameleon_state(shape), shape)
+    file = source / "models" / "7b" / "consolidated.01.pth"
+    part = torch.load(file)
+    torch.save({name: value for name, value in part.items() if name != "norm.weight"}, file)
+    with pytest.raises(ModelUnavailable, match=r"uneven: \['norm.weight'\]"):
+        read_transformer(source)
+    for shard in sorted(file.parent.glob("consolidated.*")):
+        torch.save({**part, "layers.0.attention.wqkv.weight": torch.zeros(2, 2)}, shard)
+    with pytest.raises(ModelUnavailable, match="wqkv"):
+        read_transformer(source)
 
 
 def test_image_tokens_must_be_one_run_of_ids(tmp_path: Path) -> None:
