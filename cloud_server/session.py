@@ -40,6 +40,7 @@ class Session:
     prompt_GND  prefix rows, one stack per cache row
     tokens      committed image tokens, from place 0
     fed         next sequence position the cache lacks, P - n .. P + len(tokens)
+    folded      n once the cache holds the prefix as one entry at P - 1, else 1
     """
 
     name: str
@@ -50,6 +51,7 @@ class Session:
     starts: tuple[int, ...]
     tokens: list[int]
     fed: int
+    folded: int = 1
     forwards: int = 0
     cloud_s: float = 0.0
     rounds: int = 0
@@ -66,6 +68,11 @@ class Session:
     def prefix_rows(self) -> int:
         """P."""
         return self.start + self.prompt_GND.shape[1]
+
+    @property
+    def visible(self) -> tuple[int, ...]:
+        """First position a new token looks at, per cache row."""
+        return self.starts if self.folded == 1 else (self.prefix_rows - 1,) * len(self.starts)
 
     @property
     def missing_prefix(self) -> int:
