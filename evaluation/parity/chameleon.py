@@ -33,8 +33,9 @@ def check(folder: Path, settings: Mapping[str, Any]) -> Iterator[Check]:
 
 def _layout(folder: Path, layout: str, settings: Mapping[str, Any], golden: Named) -> Iterator[Check]:
     with TemporaryDirectory() as home, torch.inference_mode():
-        source, pixels = folder / LAYOUTS[layout], settings["image_px"]
-        convert(Conversion(source, Path(home), "chameleon", pixels, tokens=golden["random_ids"].shape[1]))
+        source, pixels = folder / LAYOUTS.get(layout, layout), settings["image_px"]
+        longest = max(v.shape[-1] for n, v in golden.items() if n == "random_ids" or n.startswith("cond_ids"))
+        convert(Conversion(source, Path(home), "chameleon", pixels, tokens=longest))
         model, vq = load_model(Path(home) / "cloud"), load_vq(Path(home) / "vq")
         assert isinstance(model, ChameleonModel)
         yield from _ids(layout, model, settings, golden)

@@ -84,10 +84,10 @@ def skipped(what: str, why: str) -> Check:
 
 
 def compare(case: str, found: Named, golden: Named, tolerance: Callable[[str], float]) -> Iterable[Check]:
-    """Every golden tensor that `found` has as well; integers exactly, uint8 as pixels."""
+    """Every golden tensor that `found` has as well; integers exactly, pictures in uint8 as pixels."""
     for name in sorted(found.keys() & golden.keys()):
         what = f"{case} {name}"
-        if golden[name].dtype == torch.uint8:
+        if golden[name].dtype == torch.uint8 and golden[name].shape[-1:] == (3,):
             yield same_pixels(what, found[name], golden[name])
         elif golden[name].is_floating_point():
             yield close(what, found[name], golden[name], tolerance(name))
@@ -96,11 +96,16 @@ def compare(case: str, found: Named, golden: Named, tolerance: Callable[[str], f
 
 
 def guarded(case: str, checks: Iterator[Check]) -> Iterator[Check]:
-    """The checks of a case; an error on the way is a miss, and the next case goes on."""
+    """The checks of a case. An error on the way is a miss, and so is a case in which nothing was compared."""
+    count = 0
     try:
-        yield from checks
+        for count, item in enumerate(checks, start=1):  # noqa: B007 - read below
+            yield item
     except CiarError as error:
         yield Check(case, math.inf, 0, str(error))
+        return
+    if not count:
+        yield Check(case, math.inf, 0, "nothing was compared: its files are missing")
 
 
 def left_over(case: str, found: Named, golden: Named) -> Iterable[Check]:

@@ -90,6 +90,12 @@ def test_an_incomplete_file_is_a_miss_and_the_rest_goes_on(
     assert "norm.weight" in lines and "layout_model.pt tf.logits_cond_all" in lines
 
 
+def test_a_case_without_files_is_a_miss(llamagen: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (llamagen / "c2i_gpt.safetensors").unlink()
+    assert main([str(llamagen)]) == 1
+    assert "nothing was compared" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("argv", "status"), [([], 2), (["--help"], 2), (["nowhere"], 1)])
 def test_a_wrong_call_says_so(argv: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == status
