@@ -85,7 +85,7 @@ def convert(order: Conversion) -> tuple[str, str]:
     chameleon = order.family == ChameleonModel.family
     raw, vq = _read_source(order.source), _read_vq(order)
     tensors, shape = raw.renamed(gpt_name), check_vq(vq, chameleon)
-    grid = order.pixels // shape.factor
+    grid = _grid(order.pixels, shape.factor)
     model = _chameleon(order, raw, grid) if chameleon else _llamagen(order, tensors, grid)
     if model.config.vocab_size != shape.codebook_size:
         what = f"the transformer has {model.config.vocab_size} codes, the VQ {shape.codebook_size}"
@@ -149,6 +149,15 @@ def read_vocabulary(tokenizer: Path) -> dict[str, int]:
     return {**content["model"]["vocab"], **added}
 
 
+def _grid(pixels: int, factor: int) -> int:
+    """Image tokens per side. Raises InvalidRequest where the VQ cannot cut images of that size."""
+    if pixels % factor:
+        raise InvalidRequest(
+            f"images of {pixels} pixels fit no VQ of {factor} pixels a token", "", "mend --pixels"
+        )
+    return pixels // factor
+
+
 def _read_vq(order: Conversion) -> Tensors:
     file = order.vq or _vq_file(order.source)
     tensors = vq_tensors(read_tensors(file))
@@ -187,8 +196,8 @@ def _write(
     recipes: dict[str, Recipe],
 ) -> str:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     write_tensors(folder / WEIGHTS, shapes, tensors.dtype, lambda name: recipes[name].make(tensors))
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     return digest(folder)
 
 

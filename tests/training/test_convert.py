@@ -105,6 +105,7 @@ def test_what_cannot_be_converted_says_why(tmp_path: Path) -> None:
     for changes, error, says in (
         ({"heads": None}, InvalidRequest, "width 32"),
         ({"vq": None}, ModelUnavailable, "--vq"),
+        ({"pixels": PIXELS + 1}, InvalidRequest, "9 pixels"),
         ({"source": tmp_path / "nothing.pt"}, ModelUnavailable, "nothing.pt"),
         ({"source": tmp_path}, ModelUnavailable, "no weights in"),
         ({"family": "painter"}, InvalidRequest, "llamagen, chameleon"),
