@@ -12,7 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliImplicitFlag,
+    CliSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from shared.errors import CiarError, InvalidRequest
 
@@ -39,7 +46,7 @@ class Flags(BaseSettings):
     )
     models: Path = Field(Path("~/.cache/ciar/models"), description="folder of fetched model weights")
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that running images may take to finish")
-    fold_prefix: bool = Field(
+    fold_prefix: CliImplicitFlag[bool] = Field(
         False, description="keep a prompt as one cache entry: exact, faster for long captions of LlamaGen"
     )
     metrics_port: int = Field(0, description="port of the Prometheus page on 127.0.0.1; 0: none")

@@ -85,6 +85,10 @@ def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     assert (flags.max_sessions, flags.port, flags.host) == (3, 2000, "127.0.0.1")
 
 
+def test_folding_prompts_is_a_switch() -> None:
+    assert cli.parse(["--fold-prefix"]).fold_prefix and not cli.parse([]).fold_prefix
+
+
 def test_it_says_when_it_serves_and_stops_when_told(folder: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*COMMAND, "--model", str(folder), "--port", "0", "--shutdown-timeout", "5"]
