@@ -32,13 +32,18 @@ class Check:
     note: str = ""
 
     @property
+    def made(self) -> bool:
+        """Whether there was anything to compare."""
+        return not math.isnan(self.tolerance)
+
+    @property
     def passed(self) -> bool:
         """The verdict; an error of NaN fails."""
-        return math.isnan(self.tolerance) or self.error <= self.tolerance
+        return not self.made or self.error <= self.tolerance
 
     def line(self) -> str:
         """Name, error, tolerance, verdict."""
-        if math.isnan(self.tolerance):
+        if not self.made:
             return f"{self.what:<56} not compared: {self.note}"
         verdict = "ok" if self.passed else "MISS"
         numbers = f"error {self.error:<9.3g} tolerance {self.tolerance:<7.3g}"

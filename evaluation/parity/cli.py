@@ -34,15 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     torch.set_num_threads(1)
     try:
-        verdicts = [_print(item) for folder in folders for item in check(folder)]
+        checks = [_print(item) for folder in folders for item in check(folder)]
     except CiarError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    misses = verdicts.count(False)
-    print(f"{len(verdicts)} comparisons, {misses} missed")
+    made, misses = sum(item.made for item in checks), sum(not item.passed for item in checks)
+    print(f"{made} comparisons, {len(checks) - made} not made, {misses} missed")
     return 1 if misses else 0
 
 
-def _print(item: Check) -> bool:
+def _print(item: Check) -> Check:
     print(item.line())
-    return item.passed
+    return item
