@@ -12,7 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliImplicitFlag,
+    CliSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from shared.errors import CiarError, InvalidRequest
 
@@ -39,6 +46,9 @@ class Flags(BaseSettings):
     )
     models: Path = Field(Path("~/.cache/ciar/models"), description="folder of fetched model weights")
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that running images may take to finish")
+    fold_prefix: CliImplicitFlag[bool] = Field(
+        False, description="keep a prompt as one cache entry: exact, faster for long captions of LlamaGen"
+    )
     metrics_port: int = Field(0, description="port of the Prometheus page on 127.0.0.1; 0: none")
     threads: int = Field(
         1, ge=1, description="CPU threads of the model; more than the free cores slows it down"
@@ -93,6 +103,7 @@ def run(flags: Flags) -> None:
         host=flags.host,
         port=flags.port,
         max_sessions=flags.max_sessions,
+        fold_prefix=flags.fold_prefix,
         shutdown_timeout_s=flags.shutdown_timeout,
         metrics_port=flags.metrics_port,
     )

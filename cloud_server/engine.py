@@ -48,13 +48,23 @@ class _Feed:
 
 
 class Engine:
-    """One cloud model and its cache slots. Not thread-safe: exactly one thread may call it."""
+    """One cloud model and its cache slots. Not thread-safe: exactly one thread may call it.
 
-    def __init__(self, cloud: CloudModel, max_sessions: int, max_span: int = MAX_SPAN) -> None:
+    With `fold_prefix` a prompt is one cache entry once it was read: exact, up to rounding, for models whose
+    prefix keys vanish. Raises InvalidRequest for others.
+    """
+
+    def __init__(
+        self, cloud: CloudModel, max_sessions: int, max_span: int = MAX_SPAN, *, fold_prefix: bool = False
+    ) -> None:
         self._cloud, self._gpt, self.max_sessions = cloud, cloud.model.gpt, max_sessions
         config = cloud.model.config
         self.limits = Limits(config.vocab_size, config.image_tokens, cloud.bridge_DF.shape[1], max_span)
         self._cache = KVCache(config, _ROWS * max_sessions)
+        self._folds = fold_prefix
+        if fold_prefix and config.rope_axes != 2:
+            what = f"the prompts of family {cloud.model.family!r} cannot be folded"
+            raise InvalidRequest(what, "their keys do not vanish")
         self._free = list(range(max_sessions))  # a heap: neighbours in the cache are read without a copy
         self._places: dict[str, int] = {}
 
@@ -81,16 +91,16 @@ class Engine:
             )
         place = heapq.heappop(self._free)
         guided = 1 if order.warp.guidance == 1 else _ROWS
-        start = self._cloud.model.config.prefix_len - prompt_2ND.shape[1]
+        starts = self._cloud.model.starts(prompt_2ND.shape[1])[:guided]
         session = Session(
             name=secrets.token_hex(4),
             order=order,
             slots=tuple(range(_ROWS * place, _ROWS * place + guided)),
             prompt_GND=prompt_2ND[:guided],
             limits=self.limits,
-            start=start,
+            starts=starts,
             tokens=order.resume.tolist(),
-            fed=start,
+            fed=starts[0],
         )
         self._places[session.name] = place
         return session
@@ -109,6 +119,9 @@ class Engine:
         began = time.perf_counter()
         feeds = [self._feed(job) for job in jobs]
         hidden_BTD = self._forward(jobs, feeds)
+        if self._folds:
+            for job in jobs:
+                self._fold(job.session)
         judgements = self._judge(jobs, feeds, hidden_BTD)
         cloud_s = time.perf_counter() - began
         for job, judgement in zip(jobs, judgements, strict=True):
@@ -172,15 +185,24 @@ class Engine:
         x, positions = [], []
         slots: list[int] = []
         starts: list[int] = []
+        weights: list[int] = []
         for job, feed in zip(jobs, feeds, strict=True):
             own = len(feed.positions)
             padded = [*range(own), *[own - 1] * (longest - own)]
             x.append(feed.x_GTD[:, padded])
             slots += job.session.slots
-            starts += [job.session.start] * len(job.session.slots)
+            starts += job.session.visible
+            weights += [job.session.folded] * len(job.session.slots)
             positions += [[feed.positions[index] for index in padded]] * len(job.session.slots)
-        hidden: Tensor = self._gpt(torch.cat(x), cache_window(slots, positions, starts), self._cache)
+        hidden: Tensor = self._gpt(torch.cat(x), cache_window(slots, positions, starts, weights), self._cache)
         return hidden
+
+    def _fold(self, session: Session) -> None:
+        """Keep of the prefix what image tokens can see of it: one entry per layer."""
+        if session.folded == 1:
+            for slot, start in zip(session.slots, session.starts, strict=True):
+                self._cache.fold(slot, start, session.prefix_rows)
+            session.folded = session.prefix_rows - session.start
 
     def _judge(self, jobs: Sequence[Job], feeds: Sequence[_Feed], hidden_BTD: Tensor) -> list[Judgement]:
         row = 0

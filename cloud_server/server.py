@@ -42,6 +42,7 @@ class Settings:
     port: int = 0
     max_sessions: int = 8
     max_span: int = MAX_SPAN
+    fold_prefix: bool = False
     shutdown_timeout_s: float = 30.0
     metrics_port: int = 0
     max_message_bytes: int = 1 << 20
@@ -58,7 +59,7 @@ class CloudServer:
 
     def __init__(self, cloud: CloudModel, settings: Settings) -> None:
         self.settings, self.telemetry, self.port = settings, Telemetry(), settings.port
-        engine = Engine(cloud, settings.max_sessions, settings.max_span)
+        engine = Engine(cloud, settings.max_sessions, settings.max_span, fold_prefix=settings.fold_prefix)
         self._scheduler = Scheduler(engine, self.telemetry)
         info = ServerInfo(
             protocol_version=PROTOCOL_VERSION,

@@ -36,9 +36,11 @@ class Session:
     """One image. Only the engine changes `tokens`, `fed` and the costs of forwards.
 
     slots       cache rows: the prompt's, and the unguided one unless guidance is 1
+    starts      first valid position per cache row; a shorter prefix begins later
     prompt_GND  prefix rows, one stack per cache row
     tokens      committed image tokens, from place 0
     fed         next sequence position the cache lacks, P - n .. P + len(tokens)
+    folded      n once the cache holds the prefix as one entry at P - 1, else 1
     """
 
     name: str
@@ -46,9 +48,10 @@ class Session:
     slots: tuple[int, ...]
     prompt_GND: Tensor
     limits: Limits
-    start: int  # P - n
+    starts: tuple[int, ...]
     tokens: list[int]
     fed: int
+    folded: int = 1
     forwards: int = 0
     cloud_s: float = 0.0
     rounds: int = 0
@@ -57,9 +60,19 @@ class Session:
     _verdicts: dict[int, tuple[int, Verdict]] = field(default_factory=dict)
 
     @property
+    def start(self) -> int:
+        """P - n: the position of the first prefix row."""
+        return self.starts[0]
+
+    @property
     def prefix_rows(self) -> int:
         """P."""
         return self.start + self.prompt_GND.shape[1]
+
+    @property
+    def visible(self) -> tuple[int, ...]:
+        """First position a new token looks at, per cache row."""
+        return self.starts if self.folded == 1 else (self.prefix_rows - 1,) * len(self.starts)
 
     @property
     def missing_prefix(self) -> int:

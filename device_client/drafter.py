@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from device_client.policy import DEFAULT_GATE
 from shared.decoding import gates
 from shared.decoding.acceptance import rule, sample_sparse, sparsify
 from shared.decoding.noise import check_seed, gumbel
@@ -34,14 +35,14 @@ class Step:
 
     token     codebook id
     score     of the chosen gate
-    margin    of the gate "margin", whatever the chosen one
+    doubt     score of DEFAULT_GATE, whatever the chosen one: what adaptive spans go by
     proposal  the sparse q the token was sampled from; None unless `rejection` will judge it
-    hidden_1D, centre_1V, log_q_1V  of the conditional row, guided, and warped
+    hidden_1D, centre_1V, log_q_1V  of the conditional row, guided, and warped without its filters
     """
 
     token: int
     score: float
-    margin: float
+    doubt: float
     proposal: SparseQ | None
     hidden_1D: Tensor
     centre_1V: Tensor
@@ -63,12 +64,12 @@ class Drafter:
         seed: int,
         warp: Warp,
         *,
-        gate: str = "margin",
+        gate: str = DEFAULT_GATE,
         acceptance: str = "coupled",
     ) -> None:
         self._model, self._config = package.model, package.model.base.config
         self._seed, self._warp = check_seed(seed), warp
-        self._gate, self._margin = gates.gate(gate), gates.gate("margin")
+        self._gate, self._default_gate = gates.gate(gate), gates.gate(DEFAULT_GATE)
         self._reads_radii = gate in _READ_RADII
         rule(acceptance)
         self._acceptance = acceptance
@@ -76,7 +77,7 @@ class Drafter:
         self._rows = 1 if one_row else 2
         with torch.inference_mode():
             self._prompt_RND = self._model.base.prompt_rows(prompt)[: self._rows]
-        self._start = self._config.prefix_len - self._prompt_RND.shape[1]
+        self._starts = self._model.base.starts(self._prompt_RND.shape[1])[: self._rows]
         self._places_T = torch.arange(self._config.image_tokens)
         self._cache = KVCache(self._config, self._rows)
         self._fed = 0  # inputs in the cache: the prompt counts one, every token one
@@ -100,11 +101,12 @@ class Drafter:
         hidden_RD = self._forward(tokens)
         centre_1V = self._centre(hidden_RD)
         log_q_1V = warp_logits(centre_1V, self._warp)
-        evidence = self._evidence(position, hidden_RD[:1], centre_1V, log_q_1V)
-        margin = float(self._margin(evidence))
-        score = margin if self._gate is self._margin else float(self._gate(evidence))
+        doubt_1V = warp_logits(centre_1V, self._warp.unfiltered)
+        evidence = self._evidence(position, hidden_RD[:1], centre_1V, doubt_1V)
+        doubt = float(self._default_gate(evidence))
+        score = doubt if self._gate is self._default_gate else float(self._gate(evidence))
         token, proposal = self._draw(log_q_1V, evidence.noise_TV)
-        return Step(token, score, margin, proposal, hidden_RD[:1], centre_1V, log_q_1V)
+        return Step(token, score, doubt, proposal, hidden_RD[:1], centre_1V, doubt_1V)
 
     def rewind(self, length: int) -> None:
         """Forget everything behind the first `length` tokens; the prompt stays."""
@@ -133,7 +135,7 @@ class Drafter:
         x_RTD = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         end = self._config.prefix_len + len(tokens)
         positions = list(range(end - x_RTD.shape[1], end))
-        window = cache_window(range(self._rows), [positions] * self._rows, [self._start] * self._rows)
+        window = cache_window(range(self._rows), [positions] * self._rows, self._starts)
         hidden_RTD: Tensor = gpt(x_RTD, window, self._cache)
         self._fed = 1 + len(tokens)
         return hidden_RTD[:, -1]

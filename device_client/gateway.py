@@ -101,7 +101,7 @@ class Gateway:
             "image_pixels": config.grid * package.vq.config.factor,
             "codebook_size": config.vocab_size,
             "gates": sorted(package.calibration.gates),
-            "words": len(package.model.base.vocabulary.words),
+            "family": package.model.base.family,
         }
         return {"models": [model]}
 

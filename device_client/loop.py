@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from device_client.drafter import Drafter, Step
-from device_client.policy import Policy
+from device_client.policy import DEFAULT_GATE, Policy
 from device_client.progress import Counters, Progress, Source
 from shared.decoding.warp import Warp
 from shared.errors import CiarError, InvalidRequest, ModelMismatch
@@ -25,7 +25,6 @@ from shared.models.zoo import DevicePackage
 
 __all__ = ["Cloud", "Counters", "Progress", "Request", "Source", "decode"]
 
-MARGIN = "margin"  # the gate whose score tells adaptive spans how likely a token is accepted
 AnswerT = TypeVar("AnswerT")
 
 
@@ -99,12 +98,12 @@ async def _draw_span(image: _Image, first: Step) -> list[Step]:
     """
     policy, span = image.policy, [first]
     floor = policy.adaptive_floor
-    table = None if floor is None else image.package.calibration.table(MARGIN)
+    table = None if floor is None else image.package.calibration.table(DEFAULT_GATE)
     longest = min(policy.span, image.size - len(image.tokens))
     chance = 1.0
     while len(span) < longest:
         if table is not None and floor is not None:
-            chance *= table.agreement(span[-1].margin)
+            chance *= table.agreement(span[-1].doubt)
             if chance < floor:
                 break
         span.append(await image.draw([step.token for step in span]))

@@ -16,7 +16,7 @@ from shared.errors import InvalidRequest
 MODES = ("ciar", "exact", "cloud-only", "device-only")
 MAX_SPAN = 64
 ADAPTIVE = "adaptive"
-DEFAULT_GATE = "margin"
+DEFAULT_GATE = "entropy"  # the best ranking of the bundled pair; adaptive spans go by it as well
 DEFAULT_BUDGET = 0.25  # cloud forwards per token
 DEFAULT_SPAN = 5
 DEFAULT_PREFIX_RATE = 0.06

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from device_client.loop import Source
 from shared.errors import InvalidRequest
-from shared.models.vq import VQModel, to_pixels
+from shared.models.vq import VQModel
 
 SUFFIX = ".png"  # the one format whose text chunks every reader keeps
 CHUNK = "ciar"  # the text chunk that holds the settings as JSON
@@ -49,7 +49,7 @@ def to_image(vq: VQModel, tokens: Sequence[int]) -> Image.Image:
     side = _side(len(tokens))
     ids_1hw = torch.tensor(tokens, dtype=torch.int64).reshape(1, side, side)
     with torch.inference_mode():
-        pixels_HW3 = to_pixels(vq.decode(ids_1hw))[0]
+        pixels_HW3 = vq.pictures(ids_1hw)[0]
     return Image.fromarray(pixels_HW3.numpy())
 
 

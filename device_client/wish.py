@@ -95,7 +95,7 @@ def make_plan(package: DevicePackage, wish: Wish) -> Plan:
     calibration = package.calibration
     asked = wish.model_dump(include={"guidance", "temperature", "top_k", "top_p"}, exclude_none=True)
     request = Request(wish.prompt, wish.seed, replace(calibration.warp, **asked))
-    package.model.base.vocabulary.encode(wish.prompt)
+    package.model.base.check_prompt(wish.prompt)
     policy = policy_for(
         wish.mode,
         calibration,
@@ -140,7 +140,7 @@ def _settings(package: DevicePackage, request: Request, policy: Policy) -> dict[
 
 def _notes(package: DevicePackage, request: Request) -> list[str]:
     notes = []
-    if unknown := package.model.base.vocabulary.unknown(request.prompt):
+    if unknown := package.model.base.unknown_words(request.prompt):
         notes.append(f"ignoring words the model does not know: {', '.join(map(repr, unknown))}")
     distilled = package.model.config.distilled_guidance
     if distilled is not None and distilled != request.warp.guidance:

@@ -21,7 +21,7 @@ from evaluation.critic import OTHERS, retrieval_ranks, scores, top_k
 from shared.decoding.warp import Warp
 from shared.errors import InvalidRequest
 from shared.models.critic import Critic
-from shared.models.families.emoji import EmojiModel
+from shared.models.family import ImageModel
 from shared.models.vq import VQModel, to_pixels
 from training.base import sample
 
@@ -59,7 +59,7 @@ class Sheet:
 
 
 @torch.no_grad()
-def draw_pictures(cloud: EmojiModel, vq: VQModel, wanted: Sequence[tuple[str, int]], warp: Warp) -> Tensor:
+def draw_pictures(cloud: ImageModel, vq: VQModel, wanted: Sequence[tuple[str, int]], warp: Warp) -> Tensor:
     """Draw (prompt, seed) pairs: uint8 [B, H, W, 3]. Raises InvalidPrompt as the vocabulary does."""
     grid, drawn = cloud.config.grid, []
     for first in range(0, len(wanted), CHUNK):
@@ -70,7 +70,7 @@ def draw_pictures(cloud: EmojiModel, vq: VQModel, wanted: Sequence[tuple[str, in
 
 
 def make_sheet(
-    pair: tuple[EmojiModel, VQModel], prompts: Sequence[str], seeds: int, warp: Warp, critic: Critic | None
+    pair: tuple[ImageModel, VQModel], prompts: Sequence[str], seeds: int, warp: Warp, critic: Critic | None
 ) -> Sheet:
     """Draw every prompt with seeds 0 .. `seeds` - 1 and let the critic judge, where there is one."""
     wanted = list(itertools.product(prompts, range(seeds)))

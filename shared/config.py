@@ -36,7 +36,11 @@ def to_dict(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the datacla
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """A LlamaGen-shaped transformer (LLaMA blocks, 2-D RoPE over a square grid, text prefix)."""
+    """A transformer of LLaMA blocks that draws a square grid of tokens behind a prefix. The defaults are
+    LlamaGen's: captions in front, 2-D RoPE; Chameleon differs in the fields below `rope_base`.
+
+    Raises InvalidRequest for a rotary layout that does not exist.
+    """
 
     dim: int
     n_layer: int
@@ -44,12 +48,25 @@ class TransformerConfig:
     vocab_size: int  # V, image codes
     grid: int  # image tokens per side; T = grid * grid
     prefix_len: int  # P, text rows in front of the image
-    caption_dim: int
+    caption_dim: int  # width of caption features; 0: the prefix is no caption
     ffn_hidden: int
     n_kv_head: int | None = None  # None: as many as heads
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
     learned_positions: bool = False  # add a learned vector per image position (not in upstream LlamaGen)
+    classes: int = 0  # > 0: the prefix is one of so many classes; one more row is the unguided class
+    token_rows: int = 0  # rows of a token table that text and image share; 0: image codes alone
+    image_start: int = 0  # its row of image code 0
+    rope_axes: int = 2  # 2: row and column of the grid, prefix rows are zero; 1: place in the sequence
+    rope_pairs: Literal["adjacent", "halves"] = "adjacent"  # which components turn together
+    q_norm_rows: int = 0  # rows of the LayerNorm over each head's query; 0: none
+    k_norm_rows: int = 0  # the same of the key
+    swin_norm: bool = False  # normalise what a block adds, not what it reads
+
+    def __post_init__(self) -> None:
+        if self.rope_axes not in (1, 2) or self.rope_pairs not in ("adjacent", "halves"):
+            what = f"rotary layout {self.rope_axes} axes, {self.rope_pairs!r} pairs"
+            raise InvalidRequest(f"there is no {what}", "allowed: 1 or 2 axes, 'adjacent' or 'halves'")
 
     @property
     def head_dim(self) -> int:
@@ -90,6 +107,8 @@ class VQConfig:
     encoder_padding: Literal["zeros", "replicate"] = "zeros"  # zeros | replicate
     norm_groups: int = 32
     linear_path: bool = False  # a linear map from patch to feature and back beside the stack
+    unit_codes: bool = True  # codes are compared and decoded on the unit sphere
+    pixel_shift: float = 128.0  # uint8 = 127.5 x + shift, truncated; Chameleon's is 127.5
 
     @property
     def factor(self) -> int:

@@ -22,6 +22,7 @@ from shared.decoding.warp import Warp, log_probs
 from shared.errors import InvalidRequest
 from shared.models.checkpoint import load_vq, save_model
 from shared.models.families.emoji import EmojiModel
+from shared.models.family import ImageModel
 from shared.models.kv_cache import KVCache, cache_window, plain_window
 from shared.models.text import split_words
 from shared.models.vq import VQModel, to_pixels
@@ -69,7 +70,7 @@ def caption_rows(model: EmojiModel, captions: Sequence[str]) -> tuple[Tensor, Te
     longest = max(lengths)
     rows = []
     for row, length in zip(ids, lengths, strict=True):
-        nothing = model.gpt.cls_embedding.uncond_embedding[-length:]
+        nothing = model.gpt.no_caption(length)
         features = model.text(torch.tensor(row)) if row else nothing
         rows.append(F.pad(features, (0, 0, longest - length, 0)))
     starts = model.config.prefix_len - torch.tensor(lengths)
@@ -77,7 +78,7 @@ def caption_rows(model: EmojiModel, captions: Sequence[str]) -> tuple[Tensor, Te
 
 
 def teacher_forced_hidden(
-    model: EmojiModel, prefix_BND: Tensor, starts_B: Tensor, inputs_BT: Tensor
+    model: ImageModel, prefix_BND: Tensor, starts_B: Tensor, inputs_BT: Tensor
 ) -> Tensor:
     """Hidden states [B, T, D] that judge image tokens 0 .. T-1, given them as inputs (the last one
     unused)."""
@@ -123,14 +124,14 @@ def falling(rates: Sequence[float], step: int, steps: int) -> list[float]:
 
 
 @torch.no_grad()
-def sample(model: EmojiModel, prompts: Sequence[str], seeds: Sequence[int], warp: Warp) -> Tensor:
+def sample(model: ImageModel, prompts: Sequence[str], seeds: Sequence[int], warp: Warp) -> Tensor:
     """Draw one image of tokens per prompt, [B, T], with the keyed noise of each seed (the base of SPEC
     section 3)."""
     config, rows = model.config, [model.prompt_rows(prompt) for prompt in prompts]
     cache = KVCache(config, 2 * len(prompts))
     longest = max(row.shape[1] for row in rows)
     x = torch.cat([F.pad(row, (0, 0, longest - row.shape[1], 0)) for row in rows])
-    starts = [config.prefix_len - row.shape[1] for row in rows for _ in range(2)]
+    starts = [start for row in rows for start in model.starts(row.shape[1])]
     slots, positions = (
         range(len(starts)),
         [list(range(config.prefix_len - longest, config.prefix_len))] * len(starts),
@@ -201,7 +202,7 @@ class BaseTrainer:
 
     def averaged_model(self) -> EmojiModel:
         """The model that ships: averaged weights."""
-        model = EmojiModel(self.model.config, self.model.vocabulary.words)
+        model = self.model.with_layers(self.model.config.n_layer)
         model.load_state_dict(self.learner.average.values)
         return model.eval()
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
+    CliPositionalArg,
     CliSubCommand,
     SettingsConfigDict,
     get_subcommand,
@@ -22,7 +23,9 @@ from shared.models.zoo import load_cloud, load_device_package
 from training.artwork import make_artwork
 from training.base import BaseRun, BaseTrainer
 from training.clones import CLONES
+from training.convert import CONVERTED, Conversion, convert
 from training.critic import CriticRun, CriticTrainer
+from training.cut import Cut, cut, read_prompts
 from training.device import DeviceRun, DeviceTrainer, InterDRO
 from training.presets import PRESETS
 from training.tokenizer import TokenizerRun, TokenizerTrainer
@@ -136,8 +139,46 @@ class Bundle(BaseModel):
         print(f"{self.out}: cloud {cloud.digest}, device {package.digest}")
 
 
+class Convert(BaseModel):
+    """Turn official weight files into a model folder that cloud-server loads."""
+
+    source: CliPositionalArg[Path] = Field(description="the transformer: a file, or a folder as published")
+    target: CliPositionalArg[Path] = Field(description="model folder to write: cloud/, vq/, tokenizer/")
+    family: str = Field(description=f"one of {', '.join(CONVERTED)}")
+    pixels: int = Field(description="side of the images the weights were trained on, such as 512", gt=0)
+    vq: Path | None = Field(None, description="the VQ, where it is not inside SOURCE")
+    heads: int | None = Field(None, description="attention heads of a LlamaGen of unpublished width", gt=0)
+    tokens: int = Field(128, description="longest prompt of a Chameleon, in tokens", gt=3)
+    tokenizer: Path | None = Field(None, description="Chameleon's tokenizer.json, if not inside SOURCE")
+    threads: int = Field(1, description="torch threads", gt=0)
+
+    def run(self) -> None:
+        """Convert and print the digests."""
+        cloud, vq = convert(Conversion(**self.model_dump(exclude={"threads"})))
+        print(f"{self.target}: cloud {cloud}, vq {vq}")
+
+
+class Cutting(BaseModel):
+    """Make a device model of a cloud's first layers, without training, so that the two are a pair."""
+
+    model: CliPositionalArg[Path] = Field(description="model folder with cloud/ and vq/; device/ is written")
+    layers: int = Field(1, description="layers of the device model", gt=0)
+    prompts: Path | None = Field(
+        None, description="one prompt a line: the cloud draws them to calibrate the gates"
+    )
+    images: int = Field(16, description="how many of the prompts", gt=0)
+    threads: int = Field(1, description="torch threads", gt=0)
+
+    def run(self) -> None:
+        """Cut, calibrate, print the digest and what works."""
+        prompts = read_prompts(self.prompts, self.images)
+        written = cut(Cut(self.model, self.layers, prompts))
+        hint = "" if prompts else "; no gate is calibrated: use --mode exact --span 5, or give --prompts"
+        print(f"{self.model}: device {written}{hint}")
+
+
 class TrainApp(BaseSettings):
-    """Train the models of CIAR: artwork, then tokenizer, base, device, critic, bundle.
+    """Train the models of CIAR (artwork, tokenizer, base, device, critic, bundle), or convert published ones.
 
     Example: ciar-train tokenizer --data artwork --out runs/tokenizer
     """
@@ -151,6 +192,8 @@ class TrainApp(BaseSettings):
     device: CliSubCommand[Device]
     critic: CliSubCommand[Critic]
     bundle: CliSubCommand[Bundle]
+    convert: CliSubCommand[Convert]
+    cut: CliSubCommand[Cutting]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
-    assert isinstance(verb, Artwork | Tokenizer | Base | Device | Critic | Bundle)
+    assert isinstance(verb, Artwork | Tokenizer | Base | Device | Critic | Bundle | Convert | Cutting)
     if not isinstance(verb, Artwork):
         torch.set_num_threads(verb.threads)
     try:

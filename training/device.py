@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -21,17 +20,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shared.config import DeviceConfig
-from shared.decoding.calibration import Calibration, auroc, fit_gate
-from shared.decoding.gates import GATES, Evidence
+from shared.decoding.calibration import Calibration, auroc
 from shared.decoding.intervals import inter_fuse
-from shared.decoding.noise import gumbel
-from shared.decoding.warp import Warp, guide, warp_logits
+from shared.decoding.warp import Warp, guide
 from shared.errors import InvalidRequest
 from shared.models.checkpoint import digest, load_model, load_vq, save_device
 from shared.models.families.emoji import EmojiModel
+from shared.models.family import ImageModel
 from shared.models.inter_head import DeviceModel
 from shared.models.zoo import CALIBRATION, write_calibration
 from training.base import caption_rows, falling, optimizers, require_words, sample, teacher_forced_hidden
+from training.calibrate import CALIBRATED, fit, score_image
+from training.cut import cut_device
 from training.data import keyed_generator
 from training.presets import preset
 from training.runs import Learner, RunFolder, drive
@@ -39,7 +39,6 @@ from training.scenes import scene_split
 from training.tokenizer import encode_scenes
 
 BOUNDS = ("logit", "prob")
-CALIBRATED = tuple(name for name in GATES if name not in ("never", "always"))
 # Seeds of drawn images: training counts up from one, held-back images from the other.
 TRAIN_SEED, HELD_SEED = 1_000_000, 9_000_000
 
@@ -131,19 +130,6 @@ def _anchor(loss: InterDRO, log_d_NV: Tensor, p_NV: Tensor) -> Tensor:
     return loss.absolute * absolute + loss.entropy * -(p_NV * log_d_NV).sum(-1).mean()
 
 
-def cut_device(cloud: EmojiModel, layers: int, config: DeviceConfig) -> DeviceModel:
-    """A device initialised from the cloud's text, embeddings, first layers, norm and head; radii start
-    small."""
-    shape = replace(cloud.config, n_layer=layers)
-    base = EmojiModel(shape, cloud.vocabulary.words)
-    state = cloud.state_dict()
-    base.load_state_dict({name: state[name] for name in base.state_dict()})
-    device = DeviceModel(base, config)
-    torch.nn.init.normal_(device.inter_head.radius.weight, std=0.01)
-    torch.nn.init.constant_(device.inter_head.radius.bias, -2.0)
-    return device
-
-
 @dataclass(frozen=True, eq=False)
 class Drawn:
     """Images the cloud drew by itself: captions, seeds, tokens [N, T]."""
@@ -153,7 +139,7 @@ class Drawn:
     tokens_NT: Tensor
 
 
-def draw_images(cloud: EmojiModel, captions: Sequence[str], first_seed: int, warp: Warp, file: Path) -> Drawn:
+def draw_images(cloud: ImageModel, captions: Sequence[str], first_seed: int, warp: Warp, file: Path) -> Drawn:
     """Draw one image per caption with the keyed noise, in chunks, and keep the tokens in `file` for the next
     time."""
     seeds = tuple(range(first_seed, first_seed + len(captions)))
@@ -180,12 +166,23 @@ def teacher_probabilities(
     return guide(cond, uncond, guidance).softmax(-1)
 
 
+def _word_model(folder: Path) -> EmojiModel:
+    model = load_model(folder)
+    if not isinstance(model, EmojiModel):
+        raise InvalidRequest(
+            f"{folder} holds a model of family {model.family!r}",
+            "scenes and their captions train the emoji family",
+            "ciar-train cut makes a device model of any family, without training",
+        )
+    return model
+
+
 class DeviceTrainer:
     """One run: draw, distil, evaluate, calibrate, export."""
 
     def __init__(self, run: DeviceRun) -> None:
         self.run, self.folder = run, RunFolder(run.out)
-        self.cloud, self.tokenizer = load_model(run.cloud), load_vq(run.tokenizer)
+        self.cloud, self.tokenizer = _word_model(run.cloud), load_vq(run.tokenizer)
         chosen = preset(run.preset)
         self.scenes, _ = scene_split(run.data, chosen.concepts, chosen.scenes, run.seed)
         require_words(self.cloud, self.scenes, run.preset)
@@ -247,12 +244,13 @@ class DeviceTrainer:
     @staticmethod
     def _forward(model: DeviceModel, captions: Sequence[str], tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Centres and radii [B, T, V] on teacher-forced tokens."""
+        assert isinstance(model.base, EmojiModel)  # cut from a cloud that is one
         hidden = teacher_forced_hidden(model.base, *caption_rows(model.base, captions), tokens_BT)
         return model.base.gpt.logits(hidden), model.inter_head(hidden)
 
     def averaged_model(self) -> DeviceModel:
         """The model that ships: averaged weights."""
-        base = EmojiModel(self.model.base.config, self.model.base.vocabulary.words)
+        base = self.model.base.with_layers(self.run.layers)
         model = DeviceModel(base, self.model.config)
         model.load_state_dict(self.learner.average.values)
         return model.eval()
@@ -269,23 +267,17 @@ class DeviceTrainer:
     def gate_scores(self, model: DeviceModel) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
         """Scores [N, T] of every calibrated gate, and where the device's coupled draw equals the cloud's
         token."""
-        held, shape = self.held_back, tuple(self.held_back.tokens_NT.shape)
-        scores = {name: np.zeros(shape, np.float32) for name in CALIBRATED}
-        agree = np.zeros(shape, np.bool_)
+        held, scores, agree = self.held_back, [], []
         for row, (caption, seed) in enumerate(zip(held.captions, held.seeds, strict=True)):
-            centre, radius = self._forward(model, [caption], held.tokens_NT[row : row + 1])
-            log_q = warp_logits(centre[0], self.run.warp)
-            noise_TV = gumbel(seed, range(shape[1]), centre.shape[-1])
-            evidence = Evidence(seed, torch.arange(shape[1]), log_q, noise_TV, centre[0], radius[0])
-            for name, scored in scores.items():
-                scored[row] = GATES[name](evidence).clamp(-1e6, 1e6).numpy()
-            agree[row] = ((log_q + noise_TV).argmax(-1) == held.tokens_NT[row]).numpy()
-        return MappingProxyType(scores), agree
+            tokens = held.tokens_NT[row]
+            centre, radius = self._forward(model, [caption], tokens[None])
+            scored, agreed = score_image(seed, centre[0], radius[0], tokens, self.run.warp)
+            scores.append(scored)
+            agree.append(agreed)
+        return {name: np.stack([image[name] for image in scores]) for name in CALIBRATED}, np.stack(agree)
 
     def calibrate(self, model: DeviceModel) -> Calibration:
         """Fit the table of every gate on the held-back images."""
         scores, agree = self.gate_scores(model)
         run = self.run
-        prefix = int(run.prefix_rate * agree.shape[1])
-        tables = {name: fit_gate(score, agree, run.span, prefix) for name, score in scores.items()}
-        return Calibration(model.config.cloud_digest, run.warp, run.span, run.prefix_rate, tables)
+        return fit(scores, agree, model.config.cloud_digest, run.warp, run.span, run.prefix_rate)

@@ -21,7 +21,8 @@ class Evidence:
     """What the device knows about T positions when it must decide.
 
     position_T           int64, image positions
-    log_q_TV             warped log-probabilities of the device, -inf where filtered
+    log_q_TV             log-probabilities of the device under `Warp.unfiltered`: drawn from is what top-k and
+                         top-p leave of them, but what they cut away is doubt too
     noise_TV             the Gumbel noise g shared with the cloud
     centre_TV, radius_TV the Inter-Head's logit interval
     """

@@ -6,7 +6,7 @@ Knows nothing of models. Everywhere else in this project `p` and `q` are distrib
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,12 @@ class Warp:
         whole = self.top_k >= 0 and self.top_k % 1 == 0
         _require(whole, "top_k", self.top_k, "0, 1, 2, ... (0 is off)")
         _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0, up to 1 (1 is off)")
+
+    @property
+    def unfiltered(self) -> Warp:
+        """The same warp without top-k and top-p: what a gate reads, since a filter that leaves one id of
+        several would make it certain."""
+        return replace(self, top_k=0, top_p=1.0)
 
 
 def guide(cond_TV: Tensor, uncond_TV: Tensor, scale: float) -> Tensor:

@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shared.config import DeviceConfig, TransformerConfig, VQConfig, from_dict, to_dict
+from shared.config import DeviceConfig, VQConfig, from_dict, to_dict
 from shared.errors import ModelUnavailable
-from shared.models.families.emoji import EmojiModel
+from shared.models.families import build
+from shared.models.family import ImageModel
 from shared.models.inter_head import DeviceModel
+from shared.models.transformer import Transformer
 from shared.models.vq import VQModel
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+Shape = tuple[int, ...]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_BLOCK = 2**22  # bytes hashed at a time
 
 
 def save_folder(folder: Path, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype) -> str:
@@ -52,27 +59,36 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Load the weights as fp32, strictly: missing, extra and mis-shaped names are listed in
     ModelUnavailable."""
-    state = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
     wanted = model.state_dict()
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    with safe_open(folder / WEIGHTS, "pt") as file, torch.no_grad():
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        expected = {name: tuple(value.shape) for name, value in wanted.items()}
+        check_names(f"{folder / WEIGHTS} does not fit its config", expected, shapes)
+        for name, value in wanted.items():
+            value.copy_(file.get_tensor(name))  # one tensor at a time: a large file is never held twice
+
+
+def check_names(complaint: str, wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+    """Raise ModelUnavailable with `complaint` and all missing, extra and mis-shaped names, unless there are
+    none."""
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     shapes = [
-        f"{name} {tuple(state[name].shape)} != {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & state.keys())
-        if state[name].shape != wanted[name].shape
+        f"{name} {found[name]} != {wanted[name]}"
+        for name in sorted(wanted.keys() & found.keys())
+        if found[name] != wanted[name]
     ]
     if missing or extra or shapes:
-        raise ModelUnavailable(
-            f"{folder / WEIGHTS} does not fit its config",
-            f"missing {missing}, extra {extra}, shapes {shapes}",
-        )
-    model.load_state_dict(state)
+        why = f"missing {missing}, extra {extra}, shapes {shapes}"
+        raise ModelUnavailable(complaint, why)
 
 
 def digest(folder: Path) -> str:
     """16 hexadecimal digits over config and weights."""
     total = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
-        total.update((folder / name).read_bytes())
+        with (folder / name).open("rb") as file:
+            while block := file.read(_BLOCK):
+                total.update(block)
     return total.hexdigest()[:16]
 
 
@@ -83,42 +99,46 @@ def save_vq(folder: Path, model: VQModel) -> str:
 
 def load_vq(folder: Path) -> VQModel:
     """Read a VQ tokenizer. Raises ModelUnavailable as `read_config` and `load_weights` do."""
-    model = VQModel(from_dict(VQConfig, read_config(folder, "vq")["vq"]))
+    shape = from_dict(VQConfig, read_config(folder, "vq")["vq"])
+    model = _empty(lambda: VQModel(shape))
     load_weights(folder, model)
     return model.eval()
 
 
-def save_model(folder: Path, model: EmojiModel, dtype: torch.dtype = torch.float16) -> str:
+def save_model(folder: Path, model: ImageModel, dtype: torch.dtype = torch.float16) -> str:
     """Write a cloud model and return its digest."""
-    return save_folder(folder, {"kind": "cloud", **_describe(model)}, model.state_dict(), dtype)
+    return save_folder(folder, {"kind": "cloud", **model.describe()}, model.state_dict(), dtype)
 
 
-def load_model(folder: Path) -> EmojiModel:
+def load_model(folder: Path) -> ImageModel:
     """Read a cloud model. Raises ModelUnavailable as `read_config` and `load_weights` do."""
-    model = _build(read_config(folder, "cloud"))
+    config = read_config(folder, "cloud")
+    model = _empty(lambda: build(config, folder.parent))
     load_weights(folder, model)
     return model.eval()
 
 
 def save_device(folder: Path, model: DeviceModel, dtype: torch.dtype = torch.float16) -> str:
     """Write a device model (transformer, text, Inter-Head, phi) and return its digest."""
-    config = {"kind": "device", **_describe(model.base), "device": to_dict(model.config)}
+    config = {"kind": "device", **model.base.describe(), "device": to_dict(model.config)}
     return save_folder(folder, config, model.state_dict(), dtype)
 
 
 def load_device(folder: Path) -> DeviceModel:
     """Read a device model. Raises ModelUnavailable as `read_config` and `load_weights` do."""
     config = read_config(folder, "device")
-    model = DeviceModel(_build(config), from_dict(DeviceConfig, config["device"]))
+    shape = from_dict(DeviceConfig, config["device"])
+    model = _empty(lambda: DeviceModel(build(config, folder.parent), shape))
     load_weights(folder, model)
     return model.eval()
 
 
-def _describe(model: EmojiModel) -> dict[str, Any]:
-    return {"family": "emoji", "transformer": to_dict(model.config), "words": list(model.vocabulary.words)}
-
-
-def _build(config: dict[str, Any]) -> EmojiModel:
-    if config.get("family") != "emoji":
-        raise ModelUnavailable(f"unknown model family {config.get('family')!r}", "allowed: ['emoji']")
-    return EmojiModel(from_dict(TransformerConfig, config["transformer"]), config["words"])
+def _empty(make: Callable[[], ModuleT]) -> ModuleT:
+    """The module with memory but without initial weights, for billions of which drawing takes minutes."""
+    with torch.device("meta"):
+        module = make()
+    module.to_empty(device="cpu")
+    for part in module.modules():
+        if isinstance(part, Transformer):
+            part.reset_table()
+    return module

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from shared.config import DeviceConfig
 from shared.decoding.intervals import SUMMARY_WIDTH, inter_fuse, summarise
-from shared.models.families.emoji import EmojiModel
+from shared.models.family import ImageModel
 
 
 class InterHead(nn.Module):
@@ -47,7 +47,7 @@ class DeviceModel(nn.Module):
     """`base` draws centres, `inter_head` gives radii, `phi` makes features. It needs nothing from the
     cloud."""
 
-    def __init__(self, base: EmojiModel, config: DeviceConfig) -> None:
+    def __init__(self, base: ImageModel, config: DeviceConfig) -> None:
         super().__init__()
         self.config, self.base = config, base
         self.inter_head = InterHead(base.config.dim, base.config.vocab_size, config.radius_max)

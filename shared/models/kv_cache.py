@@ -22,7 +22,8 @@ class Window:
     """Where the new tokens of one forward go and what they may see; built once, used by every layer.
 
     positions_BT  sequence positions of the new tokens (prefix rows counted)
-    mask_BTS      True where a new token may look, None where all of [first, last) is visible
+    mask_BTS      True where a new token may look, or what is added to its logits; None where all of
+                  [first, last) is visible
     slots_B       cache rows, or None for a forward without a cache
     """
 
@@ -42,21 +43,35 @@ def plain_window(positions_BT: Tensor, start_B: Tensor) -> Window:
     return Window(positions_BT, mask)
 
 
-def cache_window(slots: Sequence[int], positions: Sequence[Sequence[int]], starts: Sequence[int]) -> Window:
+def cache_window(
+    slots: Sequence[int],
+    positions: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    weights: Sequence[int] = (),
+) -> Window:
     """A causal window over cache slots. `positions[b]` are ascending; a repeated position rewrites the same
-    entry."""
+    entry. The entry at `starts[b]` counts `weights[b]` times: it stands for a folded prefix."""
     positions_BT = torch.tensor(positions)
     first, last = min(starts), max(row[-1] for row in positions) + 1
-    mask = None
-    if not (
+    folded, mask = max(weights, default=1) > 1, None
+    if folded or not (
         len(positions[0]) == 1 and all(row == positions[0] for row in positions) and len(set(starts)) == 1
     ):
         columns_S, queries = torch.arange(first, last), positions_BT[:, :, None]
         seen = (columns_S <= queries) & (columns_S >= torch.tensor(starts)[:, None, None])
         mask = seen | (columns_S == queries)  # a padded row sees itself, so that its softmax is not empty
+    if folded and mask is not None:
+        mask = _weighted(mask, torch.tensor(starts) - first, torch.tensor(weights))
     neighbours = list(slots) == list(range(slots[0], slots[0] + len(slots)))
     contiguous = slice(slots[0], slots[0] + len(slots)) if neighbours else None
     return Window(positions_BT, mask, torch.tensor(list(slots)), first, last, contiguous)
+
+
+def _weighted(mask_BTS: Tensor, column_B: Tensor, weight_B: Tensor) -> Tensor:
+    """What to add to the logits so that a column of each row counts n times: log n, because e^(log n) = n."""
+    bias_BTS = torch.zeros(mask_BTS.shape).masked_fill(~mask_BTS, -torch.inf)
+    bias_BTS[torch.arange(len(column_B)), :, column_B] += weight_B.float().log()[:, None]
+    return bias_BTS
 
 
 class KVCache:
@@ -83,6 +98,15 @@ class KVCache:
         if window.contiguous is not None:
             return store[window.contiguous, window.first : window.last]
         return store[window.slots_B, window.first : window.last]
+
+    def fold(self, slot: int, start: int, end: int) -> None:
+        """Let the entry at end - 1 stand for all of the prefix [start, end): its value becomes their mean.
+
+        Exact where the keys of the prefix are zero, as under LlamaGen's rotary table: a later query gives
+        each of the n entries the logit 0, so together they weigh n and add n times their mean. From then on
+        the window must begin at end - 1, with weight n.
+        """
+        self.values[:, slot, end - 1] = self.values[:, slot, start:end].mean(1)
 
     def clear(self, slot: int) -> None:
         """Forget one slot, so that its next owner starts from zeros."""

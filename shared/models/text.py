@@ -21,6 +21,14 @@ def split_words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
 
 
+def check_length(prompt: str) -> None:
+    """Raise InvalidPrompt unless the prompt has 1 .. MAX_PROMPT_CHARS characters, not all of them blank."""
+    if not prompt.strip():
+        raise InvalidPrompt("the prompt is empty", "the model draws what it is told", 'try "a cat"')
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise InvalidPrompt(f"the prompt has {len(prompt)} characters", f"allowed: 1 to {MAX_PROMPT_CHARS}")
+
+
 class Vocabulary:
     """The words a model knows. Ids are places in the sorted list."""
 
@@ -41,12 +49,7 @@ class Vocabulary:
 
         Raises InvalidPrompt when it is empty, too long, or names nothing the model knows.
         """
-        if not prompt.strip():
-            raise InvalidPrompt("the prompt is empty", "the model draws what it is told", 'try "a cat"')
-        if len(prompt) > MAX_PROMPT_CHARS:
-            raise InvalidPrompt(
-                f"the prompt has {len(prompt)} characters", f"allowed: 1 to {MAX_PROMPT_CHARS}"
-            )
+        check_length(prompt)
         ids = self.known(prompt)
         if not {self.words[index] for index in ids} - GLUE:
             raise InvalidPrompt(

@@ -1,4 +1,6 @@
-"""The LlamaGen transformer: ONE forward over new tokens, upstream parameter names. Knows nothing of sampling.
+"""The transformer of LlamaGen and Chameleon: ONE forward over new tokens, upstream parameter names.
+
+Knows nothing of sampling or of families.
 
 Shapes: B rows, T new tokens, S visible positions, D width, H heads, P prefix rows, V codebook.
 """
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 
 from shared.config import TransformerConfig
 from shared.models.kv_cache import KVCache, Window
-from shared.models.rope import rope_2d, rotate
+from shared.models.rope import rope_table, rotate
 
 
 class RMSNorm(nn.Module):
@@ -28,14 +30,40 @@ class RMSNorm(nn.Module):
         return normed.to(x.dtype) * self.weight
 
 
+class HeadNorm(nn.Module):
+    """LayerNorm over each head, in fp32, cast back: Chameleon's normalisation of queries and keys.
+
+    Weight and bias are [rows, head_dim]; a row serves heads / rows neighbouring heads.
+    """
+
+    def __init__(self, rows: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads_per_row = heads // rows
+        self.weight = nn.Parameter(torch.ones(rows, head_dim))
+        self.bias = nn.Parameter(torch.zeros(rows, head_dim))
+
+    def forward(self, x_BTHD: Tensor) -> Tensor:
+        """Shape and dtype are kept."""
+        normed = F.layer_norm(x_BTHD.float(), x_BTHD.shape[-1:], eps=1e-5)
+        weight_HD, bias_HD = (
+            value.repeat_interleave(self.heads_per_row, dim=0) for value in (self.weight, self.bias)
+        )
+        return (normed * weight_HD + bias_HD).to(x_BTHD.dtype)
+
+
 class Attention(nn.Module):
-    """Causal attention, optionally with fewer key-value heads."""
+    """Causal attention, optionally with fewer key-value heads and with normalised queries and keys."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.n_head, self.kv_heads, self.head_dim = config.n_head, config.kv_heads, config.head_dim
         self.wqkv = nn.Linear(config.dim, (config.n_head + 2 * config.kv_heads) * config.head_dim, bias=False)
         self.wo = nn.Linear(config.n_head * config.head_dim, config.dim, bias=False)
+        self.rope_pairs = config.rope_pairs
+        self.normalised = config.q_norm_rows > 0
+        if self.normalised:
+            self.q_normalization = HeadNorm(config.q_norm_rows, self.n_head, self.head_dim)
+            self.k_normalization = HeadNorm(config.k_norm_rows, self.kv_heads, self.head_dim)
 
     def forward(
         self, x_BTD: Tensor, rope_BTP2: Tensor, window: Window, layer: int, cache: KVCache | None
@@ -44,7 +72,9 @@ class Attention(nn.Module):
         heads = (self.n_head, self.kv_heads, self.kv_heads)
         qkv = self.wqkv(x_BTD).unflatten(-1, (-1, self.head_dim))
         q_BTHD, k_BTHD, v_BTHD = qkv.split(heads, dim=2)
-        q_BTHD, k_BTHD = rotate(q_BTHD, rope_BTP2), rotate(k_BTHD, rope_BTP2)
+        if self.normalised:
+            q_BTHD, k_BTHD = self.q_normalization(q_BTHD), self.k_normalization(k_BTHD)
+        q_BTHD, k_BTHD = (rotate(x_BTHD, rope_BTP2, self.rope_pairs) for x_BTHD in (q_BTHD, k_BTHD))
         if cache is not None:
             k_BTHD, v_BTHD = cache.extend(layer, window, k_BTHD, v_BTHD)
         mask = None if window.mask_BTS is None else window.mask_BTS[:, None]
@@ -75,7 +105,8 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, both residual."""
+    """Attention and feed-forward, both residual; the norms are on what is read, with `swin_norm` on what is
+    added."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -83,14 +114,19 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.swin_norm = config.swin_norm
 
     def forward(
         self, x: Tensor, rope_BTP2: Tensor, window: Window, layer: int, cache: KVCache | None
     ) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
+        if self.swin_norm:
+            x = x + self.attention_norm(self.attention(x, rope_BTP2, window, layer, cache))
+            x = x + self.ffn_norm(self.feed_forward(x))
+            return x
         x = x + self.attention(self.attention_norm(x), rope_BTP2, window, layer, cache)
-        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
-        return out
+        x = x + self.feed_forward(self.ffn_norm(x))
+        return x
 
 
 class CaptionProjection(nn.Module):
@@ -117,37 +153,68 @@ class CaptionEmbedding(nn.Module):
         self.uncond_embedding = nn.Parameter(torch.randn(config.prefix_len, config.caption_dim) * 0.02)
 
 
+class ClassEmbedding(nn.Module):
+    """One prefix row per class; the row behind the last class is the unguided one."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(config.classes + 1, config.dim)
+
+
 class Transformer(nn.Module):
     """The stack. `forward` is the only way in: embeddings of T new tokens per row to their hidden states."""
 
     rope: Tensor
+    cls_embedding: CaptionEmbedding | ClassEmbedding
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.cls_embedding = CaptionEmbedding(config)
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        if config.classes:
+            self.cls_embedding = ClassEmbedding(config)
+        elif config.caption_dim:
+            self.cls_embedding = CaptionEmbedding(config)
+        self.tok_embeddings = nn.Embedding(config.token_rows or config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.learned_positions:
             self.pos_embeddings = nn.Embedding(config.image_tokens, config.dim)
-        table = rope_2d(config.prefix_len, config.grid, config.head_dim, config.rope_base)
-        self.register_buffer("rope", table, persistent=False)
+        self.register_buffer("rope", rope_table(config), persistent=False)
+
+    def reset_table(self) -> None:
+        """Compute the rotary table anew: no file holds it."""
+        self.rope = rope_table(self.config)
 
     def embed_caption(self, caption_BNC: Tensor) -> Tensor:
         """Caption features [B, n, C] to prefix rows [B, n, D]; they sit at positions P-n .. P-1."""
+        assert isinstance(self.cls_embedding, CaptionEmbedding)
         rows: Tensor = self.cls_embedding.cap_proj(caption_BNC)
         return rows
 
+    def no_caption(self, length: int) -> Tensor:
+        """Features [n, C] of the unguided row: the LAST n of `uncond_embedding`, as upstream masks them."""
+        assert isinstance(self.cls_embedding, CaptionEmbedding)
+        return self.cls_embedding.uncond_embedding[-length:]
+
     def embed_nothing(self, length: int) -> Tensor:
-        """The unguided prefix [n, D]: the LAST n rows of `uncond_embedding`, as upstream masks them."""
-        rows: Tensor = self.cls_embedding.cap_proj(self.cls_embedding.uncond_embedding[-length:])
+        """The unguided prefix [n, D] of a model of captions."""
+        return self.embed_caption(self.no_caption(length))
+
+    def embed_class(self, ids_B: Tensor) -> Tensor:
+        """Classes (the number of classes is the unguided one) to prefix rows [B, 1, D]."""
+        assert isinstance(self.cls_embedding, ClassEmbedding)
+        rows: Tensor = self.cls_embedding.embedding_table(ids_B)
+        return rows[:, None]
+
+    def embed_text(self, ids_BN: Tensor) -> Tensor:
+        """Ids of the shared token table to prefix rows [B, n, D]."""
+        rows: Tensor = self.tok_embeddings(ids_BN)
         return rows
 
     def embed_tokens(self, ids_BT: Tensor, places_BT: Tensor) -> Tensor:
         """Image ids at image places (0 .. T-1) to input embeddings [B, T, D]."""
-        x: Tensor = self.tok_embeddings(ids_BT)
+        x: Tensor = self.tok_embeddings(ids_BT + self.config.image_start)
         if self.config.learned_positions:
             x = x + self.pos_embeddings(places_BT)
         return x

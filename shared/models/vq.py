@@ -201,20 +201,24 @@ class Decoder(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """A codebook on the unit sphere; the stored rows need not have unit length."""
+    """A codebook; with `unit_codes` it lies on the unit sphere, though the stored rows need not."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
+        self.unit = config.unit_codes
         self.embedding = nn.Embedding(config.codebook_size, config.codebook_dim)
 
     def codes(self) -> Tensor:
-        """The normalised codebook [K, E]."""
-        return F.normalize(self.embedding.weight.float(), dim=-1)
+        """The codebook [K, E] as it is decoded, fp32."""
+        codes_KE = self.embedding.weight.float()
+        return F.normalize(codes_KE, dim=-1) if self.unit else codes_KE
 
     def nearest(self, z_BEhw: Tensor) -> Tensor:
-        """Ids [B, h, w] of the codes with the largest cosine."""
-        z = F.normalize(z_BEhw.float(), dim=1)
-        return torch.einsum("behw,ke->bhwk", z, self.codes()).argmax(-1)
+        """Ids [B, h, w] of the nearest codes: argmin |z - c|^2 = argmax z c - |c|^2 / 2."""
+        z = F.normalize(z_BEhw.float(), dim=1) if self.unit else z_BEhw.float()
+        codes_KE = self.codes()
+        near = torch.einsum("behw,ke->bhwk", z, codes_KE)
+        return (near if self.unit else near - codes_KE.square().sum(-1) / 2).argmax(-1)
 
 
 class VQModel(nn.Module):
@@ -238,7 +242,7 @@ class VQModel(nn.Module):
         return self.quantize.nearest(self.features(image_B3HW))
 
     def decode_features(self, z_BEhw: Tensor) -> Tensor:
-        """Unit code vectors [B, E, h, w] to an image [B, 3, H, W], not clamped."""
+        """Code vectors [B, E, h, w] to an image [B, 3, H, W], not clamped."""
         out: Tensor = self.decoder(self.post_quant_conv(z_BEhw))
         return out
 
@@ -246,10 +250,14 @@ class VQModel(nn.Module):
         """Token ids [B, h, w] to an image [B, 3, H, W], not clamped."""
         return self.decode_features(self.quantize.codes()[ids_Bhw].permute(0, 3, 1, 2))
 
+    def pictures(self, ids_Bhw: Tensor) -> Tensor:
+        """Token ids [B, h, w] to uint8 [B, H, W, 3], rounded as the model's own programs do."""
+        return to_pixels(self.decode(ids_Bhw), self.config.pixel_shift)
 
-def to_pixels(image_B3HW: Tensor) -> Tensor:
-    """[-1, 1] to uint8 [B, H, W, 3]: clamp(127.5 x + 128), truncated, as upstream does."""
-    return (127.5 * image_B3HW + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+def to_pixels(image_B3HW: Tensor, shift: float = 128.0) -> Tensor:
+    """[-1, 1] to uint8 [B, H, W, 3]: clamp(127.5 x + shift), truncated; LlamaGen's shift is 128."""
+    return (127.5 * image_B3HW + shift).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def from_pixels(pixels_BHW3: Tensor) -> Tensor:

@@ -20,19 +20,49 @@ from shared.decoding.calibration import Calibration, GateTable
 from shared.decoding.warp import Warp
 from shared.errors import ModelMismatch, ModelUnavailable
 from shared.models.checkpoint import digest, load_device, load_model, load_vq
-from shared.models.families.emoji import EmojiModel
+from shared.models.family import ImageModel
 from shared.models.inter_head import DeviceModel
 from shared.models.vq import VQModel
 
 BUNDLED = Path(__file__).parent / "bundled"
-# Published models whose weights are not bundled: name -> what they are.
-PUBLISHED = {
-    "llamagen-xl-256": "LlamaGen GPT-XL text-to-image, stage I, 256 px (peizesun/llamagen_t2i)",
-    "llamagen-xl-512": "LlamaGen GPT-XL text-to-image, stage II, 512 px (peizesun/llamagen_t2i)",
-    "anole": "Anole 7B (GAIR/Anole-7b-v0.1)",
-}
 BRIDGE = "bridge.safetensors"
 CALIBRATION = "calibration.json"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model whose weights are not bundled: what it is, and how its official files become a folder.
+
+    repository  on huggingface.co
+    source      what of it `ciar-train convert` is given
+    options     the other arguments of that command
+    beside      files of other repositories that the folder needs as well
+    """
+
+    what: str
+    repository: str
+    source: str
+    options: str
+    beside: str = ""
+
+    def directions(self, folder: Path) -> str:
+        """How to get it into `folder`, in a sentence."""
+        command = f"ciar-train convert {self.source} {folder} {self.options}"
+        text = f"download huggingface.co/{self.repository}, then run: {command}"
+        return f"{text}; put huggingface.co/{self.beside} into {folder / 't5'}" if self.beside else text
+
+
+def _llamagen(stage: str, file: str, pixels: int) -> Published:
+    options = f"--family llamagen --pixels {pixels} --vq vq_ds16_t2i.pt"
+    what = f"LlamaGen GPT-XL text-to-image, stage {stage}, {pixels} px"
+    return Published(what, "peizesun/llamagen_t2i", file, options, "google/flan-t5-xl")
+
+
+PUBLISHED = {
+    "llamagen-xl-256": _llamagen("I", "t2i_XL_stage1_256.pt", 256),
+    "llamagen-xl-512": _llamagen("II", "t2i_XL_stage2_512.pt", 512),
+    "anole": Published("Anole 7B", "GAIR/Anole-7b-v0.1", "Anole-7b-v0.1", "--family chameleon --pixels 512"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +72,7 @@ class CloudModel:
 
     name: str
     digest: str
-    model: EmojiModel
+    model: ImageModel
     bridge_DF: Tensor
 
 
@@ -78,11 +108,8 @@ def find(name: str, models: Path) -> Path:
             return folder
     here = f"models with weights here: {', '.join(available(models)) or 'none'}"
     if name in PUBLISHED:
-        raise ModelUnavailable(
-            f"the weights of model {name!r} ({PUBLISHED[name]}) are missing",
-            here,
-            f"put its folders cloud/, device/ and vq/ into {models / name}, or name a folder with --model",
-        )
+        what = f"the weights of model {name!r} ({PUBLISHED[name].what}) are missing"
+        raise ModelUnavailable(what, here, PUBLISHED[name].directions(models / name))
     raise ModelUnavailable(
         f"unknown model {name!r}",
         here,
@@ -106,6 +133,9 @@ def load_device_package(name: str, models: Path) -> DevicePackage:
     """Load the device side of a model. Raises ModelUnavailable, or ModelMismatch on a calibration of another
     cloud."""
     folder = find(name, models)
+    if not (folder / "device").is_dir():
+        what = f"there is no device model in {folder}"
+        raise ModelUnavailable(what, "it holds a cloud alone", f"make one with: ciar-train cut {folder}")
     model, calibration = load_device(folder / "device"), read_calibration(folder / "device" / CALIBRATION)
     if calibration.cloud_digest != model.config.cloud_digest:
         raise ModelMismatch(

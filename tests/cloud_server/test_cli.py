@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "cloud_server.cli"]
     ("argv", "says"),
     [
         (["--model", "nope"], ["unknown model 'nope'", "models with weights here"]),
-        (["--model", "anole"], ["weights of model 'anole'", "anole", "cloud/, device/ and vq/"]),
+        (["--model", "anole"], ["weights of model 'anole'", "GAIR/Anole-7b-v0.1", "ciar-train convert"]),
         (["--port", "70000"], ["--port 70000 is out of range", "0 to 65535"]),
         (["--metrics-port", "-1"], ["--metrics-port -1 is out of range"]),
     ],
@@ -83,6 +83,10 @@ def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("CIAR_PORT", "1000")
     flags = cli.parse(["--port", "2000"])
     assert (flags.max_sessions, flags.port, flags.host) == (3, 2000, "127.0.0.1")
+
+
+def test_folding_prompts_is_a_switch() -> None:
+    assert cli.parse(["--fold-prefix"]).fold_prefix and not cli.parse([]).fold_prefix
 
 
 def test_it_says_when_it_serves_and_stops_when_told(folder: Path) -> None:

@@ -20,9 +20,11 @@ from shared.decoding.noise import gumbel
 from shared.decoding.warp import Warp
 from shared.errors import InvalidPrompt, InvalidRequest, ModelMismatch, ModelUnavailable, Overloaded
 from shared.messages import Features, Proposal
+from shared.models.families.chameleon import ChameleonModel, Marks
 from shared.models.inter_head import quantise_features
 from shared.models.zoo import CloudModel, load_cloud
 from tests.cloud_server.rig import base_image, draw_all, order, spoil, tokens
+from tests.published import CHAMELEON
 from tests.tiny import build_tiny_model, full_log_probs
 
 T, V = 16, 32
@@ -176,9 +178,11 @@ def test_a_batch_equals_its_jobs_one_by_one(cloud: CloudModel, seen: list[Judged
         torch.testing.assert_close(one.log_p_TV, other.log_p_TV, rtol=1e-4, atol=1e-4)
 
 
-def test_rounds_after_a_batch_see_an_unharmed_cache(cloud: CloudModel) -> None:
-    """Padding rewrites one entry of a row's own: many ragged batches still end in the base's images."""
-    engine, rng = Engine(cloud, 5), np.random.default_rng(1)
+@pytest.mark.parametrize("folded", [False, True])
+def test_rounds_after_a_batch_see_an_unharmed_cache(cloud: CloudModel, folded: bool) -> None:
+    """Padding rewrites one entry of a row's own: many ragged batches still end in the base's images, whether
+    prompts are folded or not."""
+    engine, rng = Engine(cloud, 5, fold_prefix=folded), np.random.default_rng(1)
     orders = [
         order(cloud, seed, prompt)
         for seed, prompt in enumerate(["cat", "a dog", "a red dog", "a b cat", "cat"])
@@ -195,6 +199,12 @@ def test_rounds_after_a_batch_see_an_unharmed_cache(cloud: CloudModel) -> None:
         for batch in batches(jobs):
             engine.run(batch)
     assert [session.tokens for session in sessions] == [truth.tolist() for truth in truths]
+
+
+def test_only_prompts_whose_keys_vanish_are_folded(cloud: CloudModel, tmp_path: Path) -> None:
+    sequence = ChameleonModel(CHAMELEON, Marks(0, 22, 21), tmp_path)
+    with pytest.raises(InvalidRequest, match="chameleon"):
+        Engine(replace(cloud, model=sequence), 1, fold_prefix=True)
 
 
 @pytest.mark.parametrize("owned", range(T + 1))

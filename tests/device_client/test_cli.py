@@ -107,7 +107,7 @@ def test_one_picture(run: Run, model: str, server: str) -> None:
     assert "image.png: 'a red cat', seed 0, mode ciar" in ran.out
     assert "cloud call rate" in ran.out and "bytes up" in ran.out and "comm share" in ran.out
     settings = read_settings(Path("image.png"))
-    assert settings["prompt"] == "a red cat" and settings["policy"]["gate"] == "margin"
+    assert settings["prompt"] == "a red cat" and settings["policy"]["gate"] == "entropy"
     assert settings["counters"]["cloud_forwards"] > 0
 
 

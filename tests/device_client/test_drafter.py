@@ -99,10 +99,17 @@ def test_the_device_alone_draws_what_its_model_draws(package: DevicePackage) -> 
 
 def test_the_draw_is_the_likeliest_with_the_shared_noise(package: DevicePackage) -> None:
     noise_TV = gumbel(SEED, range(36), 32)
-    for place, step in enumerate(draw(Drafter(package, PROMPT, SEED, WARP), [], 10)):
+    for place, step in enumerate(draw(Drafter(package, PROMPT, SEED, WARP, gate="margin"), [], 10)):
         noisy_V = (step.log_q_1V + noise_TV[place])[0].sort(descending=True)
         assert step.token == int(noisy_V.indices[0])
-        assert step.score == step.margin == float(noisy_V.values[1] - noisy_V.values[0])
+        assert step.score == float(noisy_V.values[1] - noisy_V.values[0])
+
+
+def test_gates_see_what_the_filters_cut_away(package: DevicePackage) -> None:
+    """A top-k of one leaves one id to draw, and as much doubt as before."""
+    greedy = draw(Drafter(package, PROMPT, SEED, dataclasses.replace(WARP, top_k=1)), [], 10)
+    for step in greedy:
+        assert step.token == int(step.log_q_1V.argmax()) and step.score == step.doubt > 0
 
 
 def test_greedy_draws_the_mode(package: DevicePackage) -> None:
@@ -122,7 +129,7 @@ def test_rejection_proposes_the_sparse_distribution_it_drew_from(package: Device
 @pytest.mark.parametrize("gate", GATES)
 def test_every_gate_scores(package: DevicePackage, gate: str) -> None:
     step = Drafter(package, PROMPT, SEED, WARP, gate=gate).step([1, 2, 3])
-    assert step.margin < 0
+    assert step.doubt >= 0  # the default gate's, an entropy
     if gate in ("never", "always"):
         assert step.score == (math.inf if gate == "always" else -math.inf)
     else:

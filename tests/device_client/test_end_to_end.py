@@ -76,7 +76,7 @@ async def whole(package: DevicePackage, policy: Policy, link: CloudLink) -> Prog
 
 async def test_a_killed_server_costs_time_and_no_token(package: DevicePackage, server: ServerProcess) -> None:
     exact = policy_for("exact", package.calibration, span=2)
-    ciar = policy_for("ciar", package.calibration, threshold=-1.0)
+    ciar = policy_for("ciar", package.calibration, gate="margin", threshold=-1.0)
     async with server.link() as link:  # the server is still starting: the link waits for it
         base = await whole(package, policy_for("cloud-only", package.calibration), link)
         undisturbed = await whole(package, ciar, link)

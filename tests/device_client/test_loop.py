@@ -189,7 +189,7 @@ async def test_ciar_lies_between_the_extremes(package: DevicePackage, server: Cl
 async def test_kept_tokens_ride_along_with_their_features(
     package: DevicePackage, server: CloudServer
 ) -> None:
-    policy = policy_for("ciar", package.calibration, threshold=-0.7)
+    policy = policy_for("ciar", package.calibration, gate="margin", threshold=-0.7)
     assert policy.features
     rich = await run(package, REQUEST, policy, server)
     plain = await run(package, REQUEST, dataclasses.replace(policy, features=False), server)

@@ -13,12 +13,12 @@ from shared.decoding.warp import Warp
 from shared.errors import InvalidRequest
 
 TABLE = GateTable((-3.0, -2.0, -1.0), (0.1, 0.6), (0.1, 0.2, 0.3), (-1.0, -2.0, -3.0))
-CALIBRATION = Calibration("digest", Warp(), 5, 0.06, {"margin": TABLE})
+CALIBRATION = Calibration("digest", Warp(), 5, 0.06, {"entropy": TABLE})
 
 
 def test_the_modes_are_what_the_readme_says() -> None:
     ciar, exact, cloud, device = (policy_for(mode, CALIBRATION) for mode in MODES)
-    assert ciar == Policy("ciar", "margin", -2.5, 5, None, 0.06, "coupled", features=True, use_cloud=True)
+    assert ciar == Policy("ciar", "entropy", -2.5, 5, None, 0.06, "coupled", features=True, use_cloud=True)
     assert exact == Policy("exact", "always", 0.0, 16, 0.3, 0.0, "coupled", features=False, use_cloud=True)
     assert cloud.prefix_tokens(256) == 256 and cloud.use_cloud
     assert device.gate == "never" and device.prefix_tokens(256) == 0 and not device.use_cloud
@@ -47,9 +47,9 @@ def test_what_looks_nothing_up_needs_no_calibration() -> None:
         assert policy_for("ciar", None, gate=gate).gate == gate
     assert policy_for("exact", None, span=5).span == 5
     assert policy_for("ciar", None, threshold=-2.0).threshold == -2.0
-    with pytest.raises(InvalidRequest, match="margin"):
+    with pytest.raises(InvalidRequest, match="entropy"):
         policy_for("exact", None)
-    with pytest.raises(InvalidRequest, match="margin"):
+    with pytest.raises(InvalidRequest, match="entropy"):
         policy_for("ciar", None)
 
 
@@ -61,7 +61,7 @@ def test_what_looks_nothing_up_needs_no_calibration() -> None:
         ("ciar", {"gate": "never", "threshold": 1.0}, "'never' with threshold 1.0"),
         ("ciar", {"gate": "always", "cloud_budget": 0.2}, "'always' with cloud budget 0.2"),
         ("ciar", {"gate": "guess"}, "'guess'.* margin"),
-        ("ciar", {"gate": "entropy"}, "'entropy'.* margin"),
+        ("ciar", {"gate": "margin"}, "'margin'.* entropy"),
         ("ciar", {"acceptance": "kind"}, "'kind'.* coupled"),
         ("ciar", {"cloud_budget": 0.0}, "cloud budget 0.0"),
         ("ciar", {"cloud_budget": math.nan}, "cloud budget nan"),

@@ -11,6 +11,7 @@ from PIL import Image, ImageColor
 from device_client import render
 from device_client.loop import Source
 from shared.errors import InvalidRequest
+from shared.models.vq import to_pixels
 from shared.models.zoo import DevicePackage, load_device_package
 from tests.tiny import build_tiny_model
 
@@ -32,7 +33,7 @@ def test_tokens_become_the_pixels_of_the_vq_decoder(package: DevicePackage) -> N
     side = 4 * package.vq.config.factor
     assert (image.mode, image.size) == ("RGB", (side, side))
     with torch.inference_mode():
-        want = render.to_pixels(package.vq.decode(torch.arange(16).reshape(1, 4, 4)))
+        want = to_pixels(package.vq.decode(torch.arange(16).reshape(1, 4, 4)))
     assert image.tobytes() == want.numpy().tobytes()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,8 +144,32 @@ def test_unknown_models_list_what_there_is(tmp_path: Path) -> None:
         zoo.find("dalle", tmp_path)
     with pytest.raises(ModelUnavailable, match=f"Anole-7b.*{tmp_path / 'anole'}"):
         zoo.find("anole", tmp_path)
+    with pytest.raises(ModelUnavailable, match=r"peizesun/llamagen_t2i.*--pixels 512.*flan-t5-xl"):
+        zoo.find("llamagen-xl-512", tmp_path)
     _models(tmp_path / "anole")
     assert zoo.find("anole", tmp_path) == tmp_path / "anole" and "anole" in zoo.available(tmp_path)
+
+
+def test_a_cloud_without_a_device_says_how_to_make_one(tmp_path: Path) -> None:
+    _models(tmp_path)
+    shutil.rmtree(tmp_path / "device")
+    assert zoo.load_cloud(str(tmp_path), tmp_path).digest == digest(tmp_path / "cloud")
+    with pytest.raises(ModelUnavailable, match=f"ciar-train cut {tmp_path}"):
+        zoo.load_device_package(str(tmp_path), tmp_path)
+
+
+def test_folders_of_the_first_release_still_load(tmp_path: Path) -> None:
+    """Their configs lack every field that came later; weights and digest stay what they are."""
+    _models(tmp_path)
+    file = tmp_path / "cloud" / "config.json"
+    config = json.loads(file.read_text())
+    first = ("dim", "n_layer", "n_head", "vocab_size", "grid", "prefix_len", "caption_dim", "ffn_hidden")
+    first += ("n_kv_head", "norm_eps", "rope_base", "learned_positions")
+    config["transformer"] = {name: config["transformer"][name] for name in first}
+    file.write_text(json.dumps(config, indent=1) + "\n")
+    before = digest(tmp_path / "cloud")
+    assert load_model(tmp_path / "cloud").config == SHAPE
+    assert digest(tmp_path / "cloud") == before
 
 
 def test_a_calibration_of_another_cloud_is_refused(tmp_path: Path) -> None:

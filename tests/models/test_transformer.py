@@ -154,6 +154,33 @@ def test_a_ragged_batch_equals_single_rows() -> None:
         torch.testing.assert_close(hidden[row, : len(known)], expected, atol=2e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("config", [UPSTREAM, SMALL])
+def test_a_folded_prefix_changes_nothing(config: TransformerConfig) -> None:
+    """One entry of weight n for n caption rows, in a ragged batch with a row that is not folded."""
+    torch.manual_seed(0)
+    model, end = Transformer(config).eval(), config.prefix_len
+    for value in model.parameters():
+        torch.nn.init.normal_(value, std=0.3)
+    lengths = (end, 2, 1, 4)
+    plain, folded = KVCache(config, 4), KVCache(config, 4)
+    for cache in (plain, folded):
+        for slot, length in enumerate(lengths):
+            rows = torch.randn(1, length, config.dim, generator=torch.Generator().manual_seed(slot))
+            model(rows, cache_window([slot], [range(end - length, end)], [end - length]), cache)
+    for slot in range(3):
+        folded.fold(slot, end - lengths[slot], end)
+    starts, weights = [end - 1] * 3 + [end - 4], [*lengths[:3], 1]
+    slots, places = list(range(4)), torch.tensor([[0, 1, 2], [0, 0, 0], [0, 1, 1], [0, 1, 2]])
+    x = model.embed_tokens(places + 3, places)
+    positions = (places + end).tolist()
+    expected = model(x, cache_window(slots, positions, [end - length for length in lengths]), plain)
+    found = model(x, cache_window(slots, positions, starts, weights), folded)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    first = cache_window(slots[:2], [[end]] * 2, starts[:2], weights[:2]).first
+    assert first == end - 1
+
+
 def test_a_cleared_slot_is_zero_and_others_are_not() -> None:
     cache = KVCache(SMALL, 2)
     cache.keys.fill_(1)

@@ -4,17 +4,25 @@ files."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shared.config import TransformerConfig
+from shared.config import TransformerConfig, from_dict, to_dict
+from shared.decoding.warp import Warp
+from shared.models.family import ImageModel
 from shared.models.text import Vocabulary, WordEmbedding, ids_tensor
 from shared.models.transformer import Transformer
 
 
-class EmojiModel(nn.Module):
+class EmojiModel(ImageModel):
     """Words -> prefix rows -> image tokens. `gpt` is the transformer, `text` the word table."""
+
+    family = "emoji"
+    warp = Warp(guidance=1.5, temperature=0.9, top_p=0.95)
 
     def __init__(self, config: TransformerConfig, words: Sequence[str]) -> None:
         super().__init__()
@@ -22,6 +30,28 @@ class EmojiModel(nn.Module):
         self.vocabulary = Vocabulary(words, config.prefix_len)
         self.text = WordEmbedding(len(words), config.caption_dim)
         self.gpt = Transformer(config)
+
+    @classmethod
+    def build(cls, config: dict[str, Any], home: Path) -> Self:
+        """As ImageModel; the words are part of the description."""
+        return cls(from_dict(TransformerConfig, config["transformer"]), config["words"])
+
+    def describe(self) -> dict[str, Any]:
+        """As ImageModel."""
+        words = list(self.vocabulary.words)
+        return {"family": self.family, "transformer": to_dict(self.config), "words": words}
+
+    def with_layers(self, layers: int) -> Self:
+        """As ImageModel."""
+        return type(self)(replace(self.config, n_layer=layers), self.vocabulary.words)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise InvalidPrompt as `Vocabulary.encode` does."""
+        self.vocabulary.encode(prompt)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words outside the vocabulary."""
+        return self.vocabulary.unknown(prompt)
 
     def prompt_rows(self, prompt: str) -> Tensor:
         """Prefix embeddings [2, n, D] of a prompt: the caption's row and the unguided row, both n words long.

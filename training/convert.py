@@ -1,0 +1,251 @@
+"""`ciar-train convert`: official weight files to one model folder, tensor by tensor. Knows no argv.
+
+The folder gets `cloud/`, `vq/` and, for Chameleon, `tokenizer/`. No file is written before its names and
+shapes fit. Weights keep the precision they come in.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shared.config import TransformerConfig, VQConfig, to_dict
+from shared.errors import InvalidRequest, ModelMismatch, ModelUnavailable
+from shared.models.checkpoint import CONFIG, WEIGHTS, Shape, check_names, digest
+from shared.models.families.chameleon import TOKENIZER, ChameleonModel
+from shared.models.families.llamagen import LlamaGenModel
+from shared.models.family import ImageModel
+from shared.models.vq import VQModel
+from training.sources import Join, Tensors, read_shards, read_tensors
+from training.stream import write_tensors
+from training.upstream import (
+    Recipe,
+    chameleon_config,
+    gpt_name,
+    image_codes,
+    llamagen_config,
+    marks,
+    recipe,
+    rotary_pairs,
+    vq_config,
+    vq_tensors,
+)
+
+CONVERTED = ("llamagen", "chameleon")
+_UNFIT, _UNFIT_VQ = "the weights do not fit the transformer", "the weights do not fit the VQ"
+_JOINS: dict[re.Pattern[str], Join] = {
+    re.compile(r".*(attention\.w[qkv]|feed_forward\.w[13]|output)\.weight"): "rows",
+    re.compile(r".*(attention\.wo|feed_forward\.w2|tok_embeddings)\.weight"): "columns",
+    re.compile(r".*_normalization\.(weight|bias)"): "table",
+}
+_FUSED = re.compile(r".*\.(wqkv|w13)\.weight")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What to convert. Raises InvalidRequest for a family that has no official files.
+
+    source     weights of the transformer: a file or a folder
+    vq         weights of the VQ; None: those inside `source`
+    pixels     side of the images
+    heads      attention heads of a LlamaGen whose width was never published
+    tokens     longest prompt of a Chameleon, its three marks included
+    tokenizer  tokenizer.json of a Chameleon; None: the one inside `source`
+    """
+
+    source: Path
+    target: Path
+    family: str
+    pixels: int
+    vq: Path | None = None
+    heads: int | None = None
+    tokens: int = 128
+    tokenizer: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.family not in CONVERTED:
+            raise InvalidRequest(
+                f"no converter for family {self.family!r}", f"allowed: {', '.join(CONVERTED)}"
+            )
+
+
+def convert(order: Conversion) -> tuple[str, str]:
+    """Write the model folder; returns the digests of cloud and VQ.
+
+    Raises ModelUnavailable that names missing, extra and mis-shaped tensors, ModelMismatch where VQ and
+    transformer do not belong together.
+    """
+    chameleon = order.family == ChameleonModel.family
+    raw, vq = _read_source(order.source), _read_vq(order)
+    tensors, shape = raw.renamed(gpt_name), check_vq(vq, chameleon)
+    grid = _grid(order.pixels, shape.factor)
+    model = _chameleon(order, raw, grid) if chameleon else _llamagen(order, tensors, grid)
+    if model.config.vocab_size != shape.codebook_size:
+        what = f"the transformer has {model.config.vocab_size} codes, the VQ {shape.codebook_size}"
+        raise ModelMismatch(what, "both must come from the same publication")
+    cloud = write_transformer(order.target / "cloud", model, tensors)
+    digests = cloud, write_vq(order.target / "vq", vq, chameleon)
+    if chameleon:
+        (order.target / TOKENIZER).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(_tokenizer_file(order), order.target / TOKENIZER)
+    return digests
+
+
+def read_transformer(source: Path) -> Tensors:
+    """The transformer's tensors under the names of the original program, from a file or a folder."""
+    return _read_source(source).renamed(gpt_name)
+
+
+def write_transformer(folder: Path, model: ImageModel, tensors: Tensors) -> str:
+    """Write `cloud/` of a model that may live on the meta device; returns its digest.
+
+    Raises ModelUnavailable that names missing, extra and mis-shaped tensors; then nothing is written.
+    """
+    wanted = {name: tuple(value.shape) for name, value in model.gpt.state_dict().items()}
+    recipes = {name: _recipe(name, tensors, model.config) for name in wanted}
+    used = {source for made in recipes.values() for source in made.sources}
+    check_names(_UNFIT, dict.fromkeys(used, ()), dict.fromkeys(tensors, ()))
+    found = {name: _like(wanted[name], made.shape(tensors.shapes)) for name, made in recipes.items()}
+    check_names(_UNFIT, wanted, found)
+    config = {"kind": "cloud", **model.describe()}
+    ours = {f"gpt.{name}": shape for name, shape in wanted.items()}
+    return _write(folder, config, ours, tensors, {f"gpt.{name}": made for name, made in recipes.items()})
+
+
+def write_vq(folder: Path, tensors: Tensors, chameleon: bool) -> str:
+    """Write `vq/` of tensors under LlamaGen's names; returns its digest. Raises ModelUnavailable likewise."""
+    config = {"kind": "vq", "vq": to_dict(check_vq(tensors, chameleon))}
+    return _write(folder, config, dict(tensors.shapes), tensors, {name: Recipe((name,)) for name in tensors})
+
+
+def check_vq(tensors: Tensors, chameleon: bool) -> VQConfig:
+    """The shape of a VQ. Raises ModelUnavailable that names missing, extra and mis-shaped tensors."""
+    shape = vq_config(tensors, unit_codes=not chameleon)
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in VQModel(shape).state_dict().items()}
+    check_names(_UNFIT_VQ, wanted, tensors.shapes)
+    return shape
+
+
+def llamagen_on_meta(shape: TransformerConfig, home: Path) -> LlamaGenModel:
+    """A LlamaGen without memory for its weights."""
+    with torch.device("meta"):
+        return LlamaGenModel(shape, home)
+
+
+def read_vocabulary(tokenizer: Path) -> dict[str, int]:
+    """Token -> id of a tokenizer.json, special tokens included. Raises ModelUnavailable where it is none."""
+    if not tokenizer.is_file():
+        raise ModelUnavailable(f"there is no tokenizer {tokenizer}", "", "name one with --tokenizer")
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    return {**content["model"]["vocab"], **added}
+
+
+def _grid(pixels: int, factor: int) -> int:
+    """Image tokens per side. Raises InvalidRequest where the VQ cannot cut images of that size."""
+    if pixels % factor:
+        raise InvalidRequest(
+            f"images of {pixels} pixels fit no VQ of {factor} pixels a token", "", "mend --pixels"
+        )
+    return pixels // factor
+
+
+def _read_vq(order: Conversion) -> Tensors:
+    file = order.vq or _vq_file(order.source)
+    tensors = vq_tensors(read_tensors(file))
+    if "quantize.embedding.weight" not in tensors:
+        raise ModelUnavailable(f"there is no VQ in {file}", "", "name the file that holds it with --vq")
+    return tensors
+
+
+def _llamagen(order: Conversion, tensors: Tensors, grid: int) -> LlamaGenModel:
+    return llamagen_on_meta(llamagen_config(tensors, grid, order.heads), order.target)
+
+
+def _chameleon(order: Conversion, raw: Tensors, grid: int) -> ChameleonModel:
+    words, settings = read_vocabulary(_tokenizer_file(order)), _settings(order.source)
+    shape = chameleon_config(raw.renamed(gpt_name), settings, image_codes(words), grid, order.tokens)
+    with torch.device("meta"):
+        return ChameleonModel(replace(shape, rope_pairs=rotary_pairs(raw)), marks(words), order.target)
+
+
+def _recipe(name: str, tensors: Tensors, shape: TransformerConfig) -> Recipe:
+    if name == "output.weight" and shape.token_rows:  # only image ids are ever drawn
+        return Recipe((name,), (shape.image_start, shape.image_start + shape.vocab_size))
+    return recipe(name, tensors)
+
+
+def _like(wanted: Shape, found: Shape) -> Shape:
+    """One row shared by all heads is stored without its dimension in some layouts."""
+    return wanted if wanted == (1, *found) else found
+
+
+def _write(
+    folder: Path,
+    config: dict[str, Any],
+    shapes: dict[str, Shape],
+    tensors: Tensors,
+    recipes: dict[str, Recipe],
+) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS, shapes, tensors.dtype, lambda name: recipes[name].make(tensors))
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    return digest(folder)
+
+
+def _fair_folder(source: Path) -> Path:
+    """Where a folder in the layout of the original Chameleon keeps the transformer."""
+    inner = sorted(path.parent for path in source.glob("models/*/consolidated*.pth"))
+    if len(set(inner)) > 1:
+        raise InvalidRequest(
+            f"{source} holds several models", "", f"name one: {sorted(set(map(str, inner)))}"
+        )
+    return inner[0] if inner else source
+
+
+def _read_source(source: Path) -> Tensors:
+    """The tensors under the names they come with."""
+    files = sorted(_fair_folder(source).glob("consolidated*.pth")) if source.is_dir() else []
+    if len(files) < 2:
+        return read_tensors(files[0] if files else source)
+    shards = read_shards(files, _join)
+    if fused := sorted(name for name in shards if _FUSED.fullmatch(name)):
+        why = f"their parts lie interleaved: {fused[:2]}"
+        raise ModelUnavailable(f"fused tensors in several files of {source} cannot be joined", why)
+    return shards
+
+
+def _join(name: str) -> Join:
+    """How the original Chameleon cuts a tensor over its files: each has some heads and their norms."""
+    for pattern, how in _JOINS.items():
+        if pattern.fullmatch(name):
+            return how
+    return "copy"
+
+
+def _vq_file(source: Path) -> Path:
+    inside = source / "tokenizer" / "vqgan.ckpt"
+    return inside if inside.is_file() else source
+
+
+def _tokenizer_file(order: Conversion) -> Path:
+    inside = order.source / "tokenizer" / "text_tokenizer.json"
+    return order.tokenizer or (inside if inside.is_file() else order.source / "tokenizer.json")
+
+
+def _settings(source: Path) -> Mapping[str, Any]:
+    """What `config.json` or `params.json` beside the weights says; nothing where there is neither."""
+    folder = _fair_folder(source) if source.is_dir() else source.parent
+    for name in ("params.json", "config.json"):
+        if (folder / name).is_file():
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            return {**(content.get("rope_parameters") or {}), **content, **(content.get("model") or {})}
+    return {}
