@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfi
 from rich.console import Console
 from rich.progress import track
 
-from evaluation.policies import BASE, DEVICE, EXACT, GATED, PROMPTS
+from evaluation.policies import BASE, CIAR, DEVICE, EXACT, GATED, PROMPTS
 from evaluation.run import Record, Schedule, cloud_server, matched, run_rows
 from evaluation.sheet import make_sheet, write_sheet
 from evaluation.sheet import markdown as sheet_markdown
@@ -46,7 +46,7 @@ class Bench(BaseModel):
                 matched(package, target, gate, self.budget)
                 for gate in track(GATED, "matching", console=console)
             ]
-            rows = (BASE, *EXACT, *tuned, DEVICE)
+            rows = (BASE, *EXACT, CIAR, *tuned, DEVICE)
             images = run_rows(package, target, Schedule(rows, PROMPTS[: self.prompts], self.warm_ups))
             records = list(track(images, "measuring", total=len(rows) * self.prompts, console=console))
         text = markdown(table(records))

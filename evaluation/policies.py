@@ -41,4 +41,5 @@ EXACT = (
     Row("always, span 16", "ciar", MappingProxyType({"gate": "always", "span": 16})),
 )
 GATED = ("interval", "margin", "entropy", "softmax", "random")
+CIAR = Row("ciar, default", "ciar")
 DEVICE = Row("never, prefix 0.06", "ciar", MappingProxyType({"gate": "never"}))

@@ -26,7 +26,8 @@ from shared.errors import CiarError
 from shared.models.zoo import DevicePackage
 
 READY_S = 60.0
-TRIED_BUDGETS = (0.12, 0.2, 0.28, 0.36, 0.44, 0.52)
+TRIED_BUDGETS = (0.12, 0.2, 0.25, 0.28, 0.3, 0.32)
+PAPER_SPAN = 5  # tokens per span of the rows that compare gates
 TUNING_PROMPTS, TUNING_SEED = PROMPTS[::5], 5_000
 
 
@@ -116,8 +117,8 @@ def matched(package: DevicePackage, target: str, gate: str, budget: float) -> Ro
     tried = sorted({table.threshold(rate) for rate in TRIED_BUDGETS}, reverse=True)
     calls = []
     for tau in tried:
-        row = Row(gate, "ciar", {"gate": gate, "threshold": tau})
+        row = Row(gate, "ciar", {"gate": gate, "threshold": tau, "span": PAPER_SPAN})
         images = run_rows(package, target, Schedule((row,), TUNING_PROMPTS, 0, TUNING_SEED))
         calls.append(fmean(image.counters.call_rate for image in images))
     tau = float(np.interp(budget, np.maximum.accumulate(calls), tried))
-    return Row(f"ciar, {gate}", "ciar", {"gate": gate, "threshold": tau})
+    return Row(f"ciar, {gate}", "ciar", {"gate": gate, "threshold": tau, "span": PAPER_SPAN})

@@ -18,7 +18,7 @@ CALIBRATION = Calibration("digest", Warp(), 5, 0.06, {"entropy": TABLE})
 
 def test_the_modes_are_what_the_readme_says() -> None:
     ciar, exact, cloud, device = (policy_for(mode, CALIBRATION) for mode in MODES)
-    assert ciar == Policy("ciar", "entropy", -2.5, 5, None, 0.06, "coupled", features=True, use_cloud=True)
+    assert ciar == Policy("ciar", "entropy", -3.0, 16, 0.3, 0.06, "coupled", features=True, use_cloud=True)
     assert exact == Policy("exact", "always", 0.0, 16, 0.3, 0.0, "coupled", features=False, use_cloud=True)
     assert cloud.prefix_tokens(256) == 256 and cloud.use_cloud
     assert device.gate == "never" and device.prefix_tokens(256) == 0 and not device.use_cloud
@@ -44,9 +44,9 @@ def test_overrides_lie_on_top_of_the_mode() -> None:
 
 def test_what_looks_nothing_up_needs_no_calibration() -> None:
     for gate in ("never", "always"):
-        assert policy_for("ciar", None, gate=gate).gate == gate
+        assert policy_for("ciar", None, gate=gate, span=5).gate == gate
     assert policy_for("exact", None, span=5).span == 5
-    assert policy_for("ciar", None, threshold=-2.0).threshold == -2.0
+    assert policy_for("ciar", None, threshold=-2.0, span=5).threshold == -2.0
     with pytest.raises(InvalidRequest, match="entropy"):
         policy_for("exact", None)
     with pytest.raises(InvalidRequest, match="entropy"):
