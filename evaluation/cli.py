@@ -19,7 +19,8 @@ from evaluation.run import Record, Schedule, cloud_server, matched, run_rows
 from evaluation.sheet import make_sheet, write_sheet
 from evaluation.sheet import markdown as sheet_markdown
 from evaluation.tables import markdown, table
-from shared.errors import CiarError, InvalidRequest, wrong_values
+from shared.config import wrong_values
+from shared.errors import CiarError, InvalidRequest
 from shared.models.critic import load_critic
 from shared.models.zoo import find, load_cloud, load_device_package
 
@@ -41,13 +42,14 @@ class Bench(BaseModel):
         models = self.models.expanduser()
         package = load_device_package(self.model, models)
         console = Console(stderr=True)
+        prompts = PROMPTS[: self.prompts]
         with cloud_server(self.model, "--models", str(models)) as target:
             tuned = [
-                matched(package, target, gate, self.budget)
+                matched(package, target, prompts, gate, self.budget)
                 for gate in track(GATED, "matching", console=console)
             ]
             rows = (BASE, *EXACT, CIAR, *tuned, DEVICE)
-            images = run_rows(package, target, Schedule(rows, PROMPTS[: self.prompts], self.warm_ups))
+            images = run_rows(package, target, Schedule(rows, prompts, self.warm_ups))
             records = list(track(images, "measuring", total=len(rows) * self.prompts, console=console))
         text = markdown(table(records))
         sys.stdout.write(text)

@@ -21,14 +21,14 @@ import numpy as np
 from device_client.link import CloudLink
 from device_client.loop import Counters, Progress, Request, decode
 from device_client.policy import Policy
-from evaluation.policies import PROMPTS, Row
+from evaluation.policies import Row
 from shared.errors import CiarError
 from shared.models.zoo import DevicePackage
 
 READY_S = 60.0
 TRIED_BUDGETS = (0.12, 0.2, 0.25, 0.28, 0.3, 0.32)
 PAPER_SPAN = 5  # tokens per span of the rows that compare gates
-TUNING_PROMPTS, TUNING_SEED = PROMPTS[::5], 5_000
+TUNING_SEED = 5_000  # images that settle a threshold are never measured
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def run_rows(package: DevicePackage, target: str, schedule: Schedule) -> Iterato
             yield Record(row.name, prompt, seed, last.tokens, last.counters)
 
 
-def matched(package: DevicePackage, target: str, gate: str, budget: float) -> Row:
+def matched(package: DevicePackage, target: str, prompts: Sequence[str], gate: str, budget: float) -> Row:
     """The row of a gate whose threshold really gives `budget` cloud forwards per token.
 
     Calibrated call rates are teacher-forced; an image in which kept tokens stand in for the cloud's asks at
@@ -118,7 +118,7 @@ def matched(package: DevicePackage, target: str, gate: str, budget: float) -> Ro
     calls = []
     for tau in tried:
         row = Row(gate, "ciar", {"gate": gate, "threshold": tau, "span": PAPER_SPAN})
-        images = run_rows(package, target, Schedule((row,), TUNING_PROMPTS, 0, TUNING_SEED))
+        images = run_rows(package, target, Schedule((row,), prompts[::5], 0, TUNING_SEED))
         calls.append(fmean(image.counters.call_rate for image in images))
     tau = float(np.interp(budget, np.maximum.accumulate(calls), tried))
     return Row(f"ciar, {gate}", "ciar", {"gate": gate, "threshold": tau, "span": PAPER_SPAN})

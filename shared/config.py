@@ -3,6 +3,7 @@ torch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, cast
 
@@ -32,6 +33,11 @@ def from_dict(kind: type[ConfigT], values: dict[str, Any]) -> ConfigT:
 def to_dict(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the dataclasses here
     """The JSON form of a config; `from_dict` inverts it."""
     return asdict(config)
+
+
+def wrong_values(errors: Iterable[Mapping[str, Any]]) -> str:
+    """What a validator says of settings, in one line: each name, its value, and what was expected."""
+    return "; ".join(f"{'.'.join(map(str, e['loc']))} {e['input']!r}: {e['msg']}" for e in errors)
 
 
 @dataclass(frozen=True)

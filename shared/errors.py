@@ -13,9 +13,6 @@ CiarError
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
 
 class CiarError(Exception):
     """Base of all deliberate errors: `what` happened, `why`, and `next_step` for the reader."""
@@ -62,8 +59,3 @@ class SessionLost(CiarError):
 
 class CloudUnreachable(CiarError):
     """No server answered within the deadline."""
-
-
-def wrong_values(errors: Iterable[Mapping[str, Any]]) -> str:
-    """What a validator says of settings, in one line: each name, its value, and what was expected."""
-    return "; ".join(f"{'.'.join(map(str, e['loc']))} {e['input']!r}: {e['msg']}" for e in errors)

@@ -18,7 +18,8 @@ from pydantic_settings import (
     get_subcommand,
 )
 
-from shared.errors import CiarError, ModelMismatch, wrong_values
+from shared.config import wrong_values
+from shared.errors import CiarError, ModelMismatch
 from shared.models.zoo import load_cloud, load_device_package
 from training.artwork import make_artwork
 from training.base import BaseRun, BaseTrainer

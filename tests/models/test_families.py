@@ -102,7 +102,6 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_tokenizer_of_the_folder_is_used(tmp_path: Path) -> None:
-    pytest.importorskip("tokenizers")
     file = tmp_path / TOKENIZER
     file.parent.mkdir()
     file.write_text(
@@ -129,6 +128,4 @@ def test_the_tokenizer_of_the_folder_is_used(tmp_path: Path) -> None:
     ],
 )
 def test_captions_are_cleaned(text: str, cleaned: str) -> None:
-    pytest.importorskip("ftfy")
-    pytest.importorskip("bs4")
     assert caption.clean_twice(text) == cleaned
