@@ -39,9 +39,11 @@ class TokenizerRun:
     rate: float = 2e-3
     commitment: float = 0.25
     codebook_decay: float = 0.99
+    squared: float = 2.0  # weight of the squared error: what PSNR counts, beside the L1 that keeps edges
     average: float = 0.995
     seed: int = 0
     checkpoint_every: int = 200
+    compile: bool = False  # the decoder through torch.compile: 1.3 times the steps a second, a C++ compiler
     decoder_of: Path | None = None  # an exported tokenizer whose decoder alone is trained: same tokens
 
 
@@ -71,9 +73,10 @@ def _tensors(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(batch_pixels(scenes)), backgrounds
 
 
-def reconstruction_loss(image: Tensor, target: Tensor) -> Tensor:
-    """L1 + L1 of the image gradients + half the squared error: sharp edges without an adversary."""
-    loss = (image - target).abs().mean() + 0.5 * (image - target).square().mean()
+def reconstruction_loss(image: Tensor, target: Tensor, squared: float) -> Tensor:
+    """L1 + L1 of the image gradients + `squared` times the squared error: sharp edges without an
+    adversary."""
+    loss = (image - target).abs().mean() + squared * (image - target).square().mean()
     for dim in (-1, -2):
         loss = loss + (image.diff(dim=dim) - target.diff(dim=dim)).abs().mean()
     return loss
@@ -172,6 +175,8 @@ class TokenizerTrainer:
             some = [self.scenes[i] for i in range(min(256, len(self.scenes.pictures)))]
             start_from_principal_components(self.model, _tensors(some)[0])
         self.learner = Learner(self.model, [optimizer], run.average)
+        decode = self.model.decode_features
+        self.decode_features = torch.compile(decode) if run.compile else decode
         if state:
             self._restore(state)
 
@@ -221,7 +226,8 @@ class TokenizerTrainer:
             self.codebook.update(self.model, flat, ids.flatten(), rng)
             used = int((torch.bincount(ids.flatten()) > 0).sum())
         straight = unit + (code - unit).detach()
-        reconstruction = reconstruction_loss(self.model.decode_features(straight).float(), image)
+        drawn = self.decode_features(straight).float()
+        reconstruction = reconstruction_loss(drawn, image, self.run.squared)
         record = {
             "loss": round(reconstruction.item(), 4),
             "commitment": round(commitment.item(), 4),
