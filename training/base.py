@@ -52,6 +52,8 @@ class BaseRun:
     batch: int = 16
     rate: float = 2e-3
     matrix_rate: float = 1e-2
+    cooldown: int = 0  # last steps over which the rates fall; 0: they fall from the first step on
+    start_from: Path | None = None  # run folder whose weights, optimisers and step a new run takes over
     corruption: float = 0.12  # each row corrupts a share U(0, corruption) of its input tokens
     average: float = 0.995
     seed: int = 0
@@ -117,9 +119,16 @@ def optimizers(model: nn.Module, rate: float, matrix_rate: float) -> list[torch.
     ]
 
 
-def falling(rates: Sequence[float], step: int, steps: int) -> list[float]:
-    """Learning rates that warm up over 50 steps, then fall linearly to 2 % at the last one."""
-    factor = min(1.0, (step + 1) / 50) * (1 - 0.98 * step / steps)
+def falling(rates: Sequence[float], step: int, steps: int, cooldown: int = 0) -> list[float]:
+    """Learning rates that warm up over 50 steps and fall linearly to 2 % over the last `cooldown` ones (0:
+    over all).
+
+    With a cooldown the rates stay constant before it, so that one long run can be cut at any step: a run
+    that starts from it and only cools down ends as if that length had been planned.
+    """
+    span = cooldown or steps
+    fallen = max(0.0, (step - (steps - span)) / span)
+    factor = min(1.0, (step + 1) / 50) * (1 - 0.98 * fallen)
     return [rate * factor for rate in rates]
 
 
@@ -172,7 +181,10 @@ class BaseTrainer:
         self.model = EmojiModel(chosen.model, self.scenes.vocabulary())
         initialise(self.model)
         self.learner = Learner(self.model, optimizers(self.model, run.rate, run.matrix_rate), run.average)
-        if state := self.folder.begin(run, chosen):
+        state = self.folder.begin(run, chosen)
+        if state is None and run.start_from:
+            state = RunFolder(run.start_from).state()
+        if state:
             self.learner.restore(state)
 
     def save(self) -> None:
@@ -190,7 +202,7 @@ class BaseTrainer:
         batch = [self.scenes[step * run.batch + i] for i in range(run.batch)]
         tokens = encode_scenes(self.tokenizer, batch).flatten(1)
         inputs = corrupt(tokens, self.near, run.corruption, keyed_generator(run.seed + 4, step))
-        self.learner.set_rates(falling((run.matrix_rate, run.rate), step, run.steps))
+        self.learner.set_rates(falling((run.matrix_rate, run.rate), step, run.steps, run.cooldown))
         with torch.autocast("cpu", torch.bfloat16):
             loss = self._nll(self.model, [scene.caption for scene in batch], inputs, tokens)
         return {"loss": round(loss.item(), 4), "gradient": round(self.learner.learn(loss), 3)}

@@ -63,6 +63,8 @@ class Base(_Run):
     tokenizer: Path = Field(description="exported tokenizer, RUN/vq")
     preset: str = Field("everyday", description=f"one of {sorted(PRESETS)}")
     steps: int = Field(3000, description="optimiser steps", gt=0)
+    cooldown: int = Field(0, description="last steps over which the rates fall; 0: over all of them", ge=0)
+    start_from: Path | None = Field(None, description="run whose checkpoint a new run starts from")
 
     def run(self) -> None:
         """Train, then export `OUT/cloud`."""

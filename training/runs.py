@@ -45,10 +45,14 @@ class RunFolder:
                 "choose another --out",
             )
         saved.write_text(text, encoding="utf-8")
-        state = self.path / "state.pt"
-        if not state.exists():
-            return None
-        loaded: dict[str, Any] = torch.load(state, weights_only=True)
+        return self.state() if (self.path / "state.pt").exists() else None
+
+    def state(self) -> dict[str, Any]:
+        """The last checkpoint. Raises InvalidRequest when the folder has none."""
+        file = self.path / "state.pt"
+        if not file.exists():
+            raise InvalidRequest(f"{self.path} holds no checkpoint", "expected state.pt", "train it first")
+        loaded: dict[str, Any] = torch.load(file, weights_only=True)
         return loaded
 
     def save(self, state: Mapping[str, Any]) -> None:

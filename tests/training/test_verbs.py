@@ -14,7 +14,7 @@ from shared.decoding.acceptance import RULES
 from shared.errors import InvalidRequest
 from shared.models.checkpoint import digest, load_device, load_model, load_vq
 from shared.models.zoo import load_cloud, load_device_package
-from training.base import BaseRun, BaseTrainer, require_words
+from training.base import BaseRun, BaseTrainer, falling, require_words
 from training.cli import main
 from training.data import load_pictures
 from training.device import DeviceRun, DeviceTrainer, InterDRO, inter_dro
@@ -88,6 +88,32 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     torch.manual_seed(99)  # nothing may depend on global random state
     trainer(run).train()
     assert digest(tmp_path / export) == digest(whole)
+
+
+def test_a_run_that_starts_from_another_goes_on_where_that_one_stands(
+    artwork: Path, runs: Path, tmp_path: Path
+) -> None:
+    """Six steps of another run and two of its own, cooling down."""
+    run = BaseRun(
+        artwork, runs / "tokenizer/vq", tmp_path / "longer", preset="tiny", steps=8, batch=4,
+        checkpoint_every=8, cooldown=2, start_from=runs / "base",
+    )  # fmt: skip
+    longer = BaseTrainer(run)
+    assert longer.learner.step == 6
+    before = BaseTrainer(replace(run, out=tmp_path / "same")).averaged_model().state_dict()
+    longer.train()
+    after = load_model(tmp_path / "longer/cloud").state_dict()
+    assert longer.learner.step == 8 and any(not torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(InvalidRequest, match="no checkpoint"):
+        BaseTrainer(replace(run, out=tmp_path / "new", start_from=tmp_path / "nowhere"))
+
+
+def test_rates_fall_over_all_steps_or_over_the_last() -> None:
+    assert falling([1.0], 500, 1000) == [pytest.approx(0.51)]
+    assert falling([1.0], 500, 1000, 200) == [1.0]
+    assert falling([1.0], 900, 1000, 200) == [pytest.approx(0.51)]
+    assert falling([2.0], 1000, 1000, 200) == [pytest.approx(0.04)]
+    assert falling([1.0], 24, 1000, 200) == [pytest.approx(0.5)]
 
 
 def test_polishing_a_decoder_keeps_the_tokens(artwork: Path, runs: Path, tmp_path: Path) -> None:
