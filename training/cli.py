@@ -47,8 +47,7 @@ class Tokenizer(_Run):
 
     preset: str = Field("everyday", description=f"one of {sorted(PRESETS)}")
     steps: int = Field(900, description="optimiser steps", gt=0)
-    warmup_share: float = Field(0.2, description="share of the steps before the codebook exists", ge=0, lt=1)
-    compile: bool = Field(False, description="torch.compile for the decoder; needs a C++ compiler")
+    warmup_share: float = Field(0.1, description="share of the steps before the codebook exists", ge=0, lt=1)
     decoder_of: Path | None = Field(None, description="exported tokenizer whose decoder alone is trained on")
 
     def run(self) -> None:

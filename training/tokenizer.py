@@ -35,15 +35,14 @@ class TokenizerRun:
     preset: str = "everyday"
     steps: int = 900
     batch: int = 16
-    warmup_share: float = 0.2  # plain auto-encoder steps before the codebook exists
-    rate: float = 2e-3
+    warmup_share: float = 0.1  # plain auto-encoder steps before the codebook exists
+    rate: float = 1.5e-3
     commitment: float = 0.25
     codebook_decay: float = 0.99
     squared: float = 2.0  # weight of the squared error: what PSNR counts, beside the L1 that keeps edges
     average: float = 0.995
     seed: int = 0
     checkpoint_every: int = 200
-    compile: bool = False  # the decoder through torch.compile: 1.3 times the steps a second, a C++ compiler
     decoder_of: Path | None = None  # an exported tokenizer whose decoder alone is trained: same tokens
 
 
@@ -175,8 +174,6 @@ class TokenizerTrainer:
             some = [self.scenes[i] for i in range(min(256, len(self.scenes.pictures)))]
             start_from_principal_components(self.model, _tensors(some)[0])
         self.learner = Learner(self.model, [optimizer], run.average)
-        decode = self.model.decode_features
-        self.decode_features = torch.compile(decode) if run.compile else decode
         if state:
             self._restore(state)
 
@@ -226,7 +223,7 @@ class TokenizerTrainer:
             self.codebook.update(self.model, flat, ids.flatten(), rng)
             used = int((torch.bincount(ids.flatten()) > 0).sum())
         straight = unit + (code - unit).detach()
-        drawn = self.decode_features(straight).float()
+        drawn = self.model.decode_features(straight)
         reconstruction = reconstruction_loss(drawn, image, self.run.squared)
         record = {
             "loss": round(reconstruction.item(), 4),

@@ -130,6 +130,14 @@ def _middle(width: int, config: VQConfig, norm: str, padding: Padding) -> nn.Mod
     return nn.ModuleList([ends[0], AttnBlock(width, config.norm_groups), ends[1]])
 
 
+def _exact(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer in fp32 whatever autocast says: rounded to bf16, the sign of a small error would be noise, and
+    the gradient of an absolute error is that sign."""
+    with torch.autocast(x.device.type, enabled=False):
+        out: Tensor = layer(x.float())
+    return out
+
+
 class Encoder(nn.Module):
     """Image [B, 3, H, W] in [-1, 1] to features [B, z, h, w]."""
 
@@ -161,8 +169,10 @@ class Encoder(nn.Module):
         h = self.conv_in(F.pixel_unshuffle(x, self.patch))
         for block in (*self.conv_blocks, *self.mid):
             h = block(h)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
-        return out + self.linear(F.pixel_unshuffle(x, self.factor)) if hasattr(self, "linear") else out
+        out = _exact(self.conv_out, F.silu(self.norm_out(h)))
+        if hasattr(self, "linear"):
+            out = out + _exact(self.linear, F.pixel_unshuffle(x, self.factor))
+        return out
 
 
 class Decoder(nn.Module):
@@ -196,8 +206,10 @@ class Decoder(nn.Module):
         h = self.conv_in(z)
         for block in (*self.mid, *self.conv_blocks):
             h = block(h)
-        out = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
-        return out + F.pixel_shuffle(self.linear(z), self.factor) if hasattr(self, "linear") else out
+        out = F.pixel_shuffle(_exact(self.conv_out, F.silu(self.norm_out(h))), self.patch)
+        if hasattr(self, "linear"):
+            out = out + F.pixel_shuffle(_exact(self.linear, z), self.factor)
+        return out
 
 
 class Quantizer(nn.Module):
@@ -234,8 +246,7 @@ class VQModel(nn.Module):
 
     def features(self, image_B3HW: Tensor) -> Tensor:
         """Image in [-1, 1] to features before quantisation [B, E, h, w]."""
-        out: Tensor = self.quant_conv(self.encoder(image_B3HW))
-        return out
+        return _exact(self.quant_conv, self.encoder(image_B3HW))
 
     def encode(self, image_B3HW: Tensor) -> Tensor:
         """Image in [-1, 1] to token ids [B, h, w]."""
@@ -243,7 +254,7 @@ class VQModel(nn.Module):
 
     def decode_features(self, z_BEhw: Tensor) -> Tensor:
         """Code vectors [B, E, h, w] to an image [B, 3, H, W], not clamped."""
-        out: Tensor = self.decoder(self.post_quant_conv(z_BEhw))
+        out: Tensor = self.decoder(_exact(self.post_quant_conv, z_BEhw))
         return out
 
     def decode(self, ids_Bhw: Tensor) -> Tensor:
