@@ -14,9 +14,10 @@ from torch import Tensor
 from shared.errors import InvalidPrompt, ModelUnavailable
 from shared.models import caption
 from shared.models.families import build
-from shared.models.families.chameleon import TOKENIZER, ChameleonModel, Marks
+from shared.models.families.chameleon import ChameleonModel, Marks
 from shared.models.families.llamagen import LlamaGenModel
 from shared.models.t5 import T5Captions
+from shared.models.tokenizer import TOKENIZER
 from tests.published import CHAMELEON, CLASSES, LLAMAGEN, VOCABULARY
 
 MARKS = Marks(begin=0, turn=22, image=21)
