@@ -205,7 +205,7 @@ def _janus(order: Conversion, raw: Tensors, grid: int) -> JanusModel:
     words, settings = read_vocabulary(_tokenizer_file(order)), _settings(order.source)
     shape = janus_config(raw.renamed(janus_name), settings, grid, order.tokens)
     with torch.device("meta"):
-        return JanusModel(shape, janus_marks(words), order.target)
+        return JanusModel(shape, janus_marks(words, shape.token_rows), order.target)
 
 
 _LAYOUTS = {

@@ -137,7 +137,7 @@ def llamagen_config(tensors: Tensors, grid: int, heads: int | None) -> Transform
 
     Raises InvalidRequest without it, ModelUnavailable where a tensor that says a size is missing.
     """
-    rows, dim = tensors.shape("tok_embeddings.weight")
+    rows, dim = tensors.matrix("tok_embeddings.weight")
     n_head = heads or HEADS.get(dim)
     if n_head is None:
         what = f"width {dim} belongs to no published LlamaGen"
@@ -158,7 +158,7 @@ def _llamagen_prefix(tensors: Tensors) -> tuple[int, int, int]:
     table = "cls_embedding.embedding_table.weight"
     if table in tensors:
         return tensors.shape(table)[0] - 1, 1, 0
-    prefix, caption = tensors.shape("cls_embedding.uncond_embedding")
+    prefix, caption = tensors.matrix("cls_embedding.uncond_embedding")
     return 0, prefix, caption
 
 
@@ -169,7 +169,7 @@ def chameleon_config(
     `params.json`, `codes` the id of image code 0 and their number.
     """
     q_norm, k_norm = (tensors.shape(f"layers.0.attention.{name}_normalization.weight") for name in "qk")
-    rows, dim = tensors.shape("tok_embeddings.weight")
+    rows, dim = tensors.matrix("tok_embeddings.weight")
     head_dim = q_norm[-1]
     qkv = recipe("layers.0.attention.wqkv.weight", tensors)
     kv_rows = sum(tensors.shape(name)[0] for name in qkv.sources) - dim
@@ -192,7 +192,7 @@ def vq_config(tensors: Tensors, unit_codes: bool, pixel_shift: float) -> VQConfi
     ch = tensors.shape("encoder.conv_in.weight")[0]
     levels = count(tensors, "encoder.conv_blocks.")
     widths = [tensors.shape(f"encoder.conv_blocks.{i}.res.0.conv2.weight")[0] for i in range(levels)]
-    codes, width = tensors.shape("quantize.embedding.weight")
+    codes, width = tensors.matrix("quantize.embedding.weight")
     return VQConfig(
         ch=ch, ch_mult=tuple(w // ch for w in widths), z_channels=tensors.shape("encoder.conv_out.weight")[0],
         codebook_size=codes, codebook_dim=width, encoder_res=count(tensors, "encoder.conv_blocks.0.res."),

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared.config import TransformerConfig
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, ModelMismatch
 from shared.models.families.janus import Marks
 from training.sources import Tensors
 from training.upstream import count, gpt_name, idle, llamagen_vq_name, token_ids
 
+SECTIONS = {"language_config", "text_config"}  # of config.json, in the one layout and in the other
 HEADS = 32  # what a config.json means that does not say: the default of transformers' LlamaConfig
 NORM_EPS = 1e-6  # the same
 _VQ = re.compile(r"gen_vision_model\.|model\.vqmodel\.")
@@ -60,15 +61,16 @@ def janus_vq(tensors: Tensors) -> Tensors:
 
 
 def janus_config(tensors: Tensors, settings: Mapping[str, Any], grid: int, prefix: int) -> TransformerConfig:
-    """The shape of a Janus. `settings` is the part of `config.json` about the language model.
+    """The shape of a Janus. `settings` is `config.json` with what it says of the language model laid flat.
 
-    Raises InvalidRequest without it: no tensor says how many heads there are. Raises ModelUnavailable where a
+    Raises InvalidRequest where it says nothing: no tensor tells how many heads there are. Raises ModelUnavailable where a
     tensor that says a size is missing.
     """
-    if not settings:
-        raise InvalidRequest("no config.json beside the weights", "it says how many heads there are")
-    rows, dim = tensors.shape("tok_embeddings.weight")
-    codes, width = tensors.shape("code_embeddings.table.weight")
+    if not settings.keys() & SECTIONS:
+        what = f"no config.json with {' or '.join(sorted(SECTIONS))} beside the weights"
+        raise InvalidRequest(what, "it says how many heads there are")
+    rows, dim = tensors.matrix("tok_embeddings.weight")
+    codes, width = tensors.matrix("code_embeddings.table.weight")
     heads = int(settings.get("num_attention_heads", HEADS))
     if dim % heads:
         raise InvalidRequest(f"config.json says {heads} heads", f"the width is {dim}")
@@ -83,8 +85,12 @@ def janus_config(tensors: Tensors, settings: Mapping[str, Any], grid: int, prefi
     )  # fmt: skip
 
 
-def janus_marks(vocabulary: Mapping[str, int]) -> Marks:
-    """The ids around a prompt. Raises ModelUnavailable that names a token the vocabulary lacks."""
+def janus_marks(vocabulary: Mapping[str, int], rows: int) -> Marks:
+    """The ids around a prompt. Raises ModelUnavailable that names a token the vocabulary lacks, ModelMismatch
+    where it has ids beyond the `rows` of the token table."""
+    if max(vocabulary.values(), default=0) >= rows:
+        what = f"the tokenizer has ids up to {max(vocabulary.values())}, the transformer rows for {rows}"
+        raise ModelMismatch(what, "both must come from the same publication")
     bar, dot = "\N{FULLWIDTH VERTICAL LINE}", "\N{LOWER ONE EIGHTH BLOCK}"
     names = (f"<{bar}begin{dot}of{dot}sentence{bar}>", f"<{bar}{dot}pad{dot}{bar}>", "<begin_of_image>")
     return Marks(*token_ids(vocabulary, names, "Janus"))
