@@ -63,8 +63,8 @@ def janus_vq(tensors: Tensors) -> Tensors:
 def janus_config(tensors: Tensors, settings: Mapping[str, Any], grid: int, prefix: int) -> TransformerConfig:
     """The shape of a Janus. `settings` is `config.json` with what it says of the language model laid flat.
 
-    Raises InvalidRequest where it says nothing: no tensor tells how many heads there are. Raises ModelUnavailable where a
-    tensor that says a size is missing.
+    Raises InvalidRequest where it says nothing: no tensor tells how many heads there are. Raises
+    ModelUnavailable where a tensor that says a size is missing.
     """
     if not settings.keys() & SECTIONS:
         what = f"no config.json with {' or '.join(sorted(SECTIONS))} beside the weights"
