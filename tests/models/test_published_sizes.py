@@ -98,7 +98,8 @@ def test_janus(said: dict[str, int], dim: int, layers: int, hidden: int, paramet
     model = on_meta(shape)
     assert count(model) == parameters
     shapes = {name: tuple(v.shape) for name, v in split(model.state_dict(), shape).items()}
-    assert janus_config(Tensors(shapes, torch.float32, shapes.__getitem__), said, 24, 128) == shape
+    tensors, settings = Tensors(shapes, torch.float32, shapes.__getitem__), {"language_config": said, **said}
+    assert janus_config(tensors, settings, 24, 128) == shape
 
 
 def test_vq_tokenizers() -> None:
