@@ -43,7 +43,7 @@ def wrong_values(errors: Iterable[Mapping[str, Any]]) -> str:
 @dataclass(frozen=True)
 class TransformerConfig:
     """A transformer of LLaMA blocks that draws a square grid of tokens behind a prefix. The defaults are
-    LlamaGen's: captions in front, 2-D RoPE; Chameleon differs in the fields below `rope_base`.
+    LlamaGen's: captions in front, 2-D RoPE; Chameleon and Janus differ in the fields below `rope_base`.
 
     Raises InvalidRequest for a rotary layout that does not exist.
     """
@@ -63,6 +63,8 @@ class TransformerConfig:
     classes: int = 0  # > 0: the prefix is one of so many classes; one more row is the unguided class
     token_rows: int = 0  # rows of a token table that text and image share; 0: image codes alone
     image_start: int = 0  # its row of image code 0
+    code_width: int = 0  # width of a table of image codes alone, lifted to D by two layers; 0: no such table
+    head_hidden: int = 0  # width between the two layers of the head; 0: the head is one linear map
     rope_axes: int = 2  # 2: row and column of the grid, prefix rows are zero; 1: place in the sequence
     rope_pairs: Literal["adjacent", "halves"] = "adjacent"  # which components turn together
     q_norm_rows: int = 0  # rows of the LayerNorm over each head's query; 0: none

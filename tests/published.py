@@ -54,12 +54,13 @@ def gpt_state(config: TransformerConfig, seed: int = 0) -> State:
         torch.manual_seed(seed)
         state = Transformer(config).state_dict()
         for name, value in state.items():
-            scale = 1.0 if value.ndim == 1 or "norm" in name or "embed" in name else value.shape[-1] ** -0.5
+            table = "embed" in name and "lift" not in name
+            scale = 1.0 if value.ndim == 1 or "norm" in name or table else value.shape[-1] ** -0.5
             offset = 1.0 if name.endswith("norm.weight") or "normalization.weight" in name else 0.0
             value.copy_(
                 offset + 0.3 * torch.randn(value.shape) if offset else scale * torch.randn(value.shape)
             )
-        state["output.weight"] *= 1.8
+        state["output.fc2.weight" if config.head_hidden else "output.weight"] *= 1.8
     return state
 
 
@@ -88,16 +89,21 @@ def write_hf(
             rows = min(norm_rows, config.kv_heads) if "k_norm" in name else norm_rows
             llama[name] = value.expand(rows, -1).contiguous()
     llama |= {f"model.vqmodel.{name}": value for name, value in taming_state().items()}
-    names = sorted(llama)
-    files = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    for file, part in files.items():
-        save_file({name: llama[name] for name in part}, folder / file)
-    where = {name: file for file, part in files.items() for name in part}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    write_two(folder, llama)
     settings = {"rms_norm_eps": 1e-5, "rope_theta": 10000.0, "swin_norm": config.swin_norm}
     (folder / "config.json").write_text(json.dumps(settings))
     write_tokenizer(folder / "tokenizer.json")
     return folder
+
+
+def write_two(folder: Path, state: State, kind: str = "safetensors") -> None:
+    """Two shards and their index, as safetensors or as pickles ("bin")."""
+    names, stem = sorted(state), "model" if kind == "safetensors" else "pytorch_model"
+    where = {name: f"{stem}-0000{1 + index % 2}-of-00002.{kind}" for index, name in enumerate(names)}
+    for file in sorted(set(where.values())):
+        part = {name: state[name] for name in names if where[name] == file}
+        save_file(part, folder / file) if kind == "safetensors" else torch.save(part, folder / file)
+    (folder / f"{stem}.{kind}.index.json").write_text(json.dumps({"weight_map": where}))
 
 
 def write_bin(folder: Path, state: State, config: TransformerConfig = CHAMELEON) -> Path:

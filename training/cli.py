@@ -152,8 +152,10 @@ class Convert(BaseModel):
     pixels: int = Field(description="side of the images the weights were trained on, such as 512", gt=0)
     vq: Path | None = Field(None, description="the VQ, where it is not inside SOURCE")
     heads: int | None = Field(None, description="attention heads of a LlamaGen of unpublished width", gt=0)
-    tokens: int = Field(128, description="longest prompt of a Chameleon, in tokens", gt=3)
-    tokenizer: Path | None = Field(None, description="Chameleon's tokenizer.json, if not inside SOURCE")
+    tokens: int = Field(128, description="longest prompt of a Chameleon or Janus, in tokens", gt=3)
+    tokenizer: Path | None = Field(
+        None, description="tokenizer.json of a Chameleon or Janus, if not inside SOURCE"
+    )
     threads: int = Field(1, description="torch threads", gt=0)
 
     def run(self) -> None:

@@ -1,7 +1,7 @@
 """`ciar-train convert`: official weight files to one model folder, tensor by tensor. Knows no argv.
 
-The folder gets `cloud/`, `vq/` and, for Chameleon, `tokenizer/`. No file is written before its names and
-shapes fit. Weights keep the precision they come in.
+The folder gets `cloud/`, `vq/` and, for Chameleon and Janus, `tokenizer/`. No file is written before its
+names and shapes fit. Weights keep the precision they come in.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ import torch
 from shared.config import TransformerConfig, VQConfig, to_dict
 from shared.errors import InvalidRequest, ModelMismatch, ModelUnavailable
 from shared.models.checkpoint import CONFIG, WEIGHTS, Shape, check_names, digest
-from shared.models.families.chameleon import TOKENIZER, ChameleonModel
+from shared.models.families.chameleon import ChameleonModel
+from shared.models.families.janus import JanusModel
 from shared.models.families.llamagen import LlamaGenModel
 from shared.models.family import ImageModel
+from shared.models.tokenizer import TOKENIZER
 from shared.models.vq import VQModel
 from training.sources import Join, Tensors, read_shards, read_tensors
 from training.stream import write_tensors
@@ -37,14 +39,15 @@ from training.upstream import (
     vq_config,
     vq_tensors,
 )
+from training.upstream_janus import janus_config, janus_marks, janus_name, janus_vq
 
-CONVERTED = ("llamagen", "chameleon")
 _UNFIT, _UNFIT_VQ = "the weights do not fit the transformer", "the weights do not fit the VQ"
 _JOINS: dict[re.Pattern[str], Join] = {
     re.compile(r".*(attention\.w[qkv]|feed_forward\.w[13]|output)\.weight"): "rows",
     re.compile(r".*(attention\.wo|feed_forward\.w2|tok_embeddings)\.weight"): "columns",
     re.compile(r".*_normalization\.(weight|bias)"): "table",
 }
+_INNER = ("model", "language_config", "text_config")  # where settings nest the transformer's
 _FUSED = re.compile(r".*\.(wqkv|w13)\.weight")
 
 
@@ -56,8 +59,8 @@ class Conversion:
     vq         weights of the VQ; None: those inside `source`
     pixels     side of the images
     heads      attention heads of a LlamaGen whose width was never published
-    tokens     longest prompt of a Chameleon, its three marks included
-    tokenizer  tokenizer.json of a Chameleon; None: the one inside `source`
+    tokens     longest prompt of a Chameleon or Janus, with what stands around it
+    tokenizer  tokenizer.json of a Chameleon or Janus; None: the one inside `source`
     """
 
     source: Path
@@ -76,23 +79,41 @@ class Conversion:
             )
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """How a family's official files are read.
+
+    model        its model on the meta device, from an order, raw tensors and the side of the grid
+    name         the name of a transformer's tensor under which `write_transformer` finds it
+    vq           the tensors of the VQ under LlamaGen's names
+    unit_codes   and pixel_shift: as in VQConfig; no file says them
+    tokenizer    whether the folder needs one
+    """
+
+    model: Callable[[Conversion, Tensors, int], ImageModel]
+    name: Callable[[str], str | None] = gpt_name
+    vq: Callable[[Tensors], Tensors] = vq_tensors
+    unit_codes: bool = True
+    pixel_shift: float = 127.5
+    tokenizer: bool = True
+
+
 def convert(order: Conversion) -> tuple[str, str]:
     """Write the model folder; returns the digests of cloud and VQ.
 
-    Raises ModelUnavailable that names missing, extra and mis-shaped tensors, ModelMismatch where VQ and
-    transformer do not belong together.
+    Raises ModelUnavailable that names missing, extra and mis-shaped tensors, ModelMismatch where VQ,
+    transformer and tokenizer do not belong together.
     """
-    chameleon = order.family == ChameleonModel.family
-    raw, vq = _read_source(order.source), _read_vq(order)
-    tensors, shape = raw.renamed(gpt_name), check_vq(vq, chameleon)
-    grid = _grid(order.pixels, shape.factor)
-    model = _chameleon(order, raw, grid) if chameleon else _llamagen(order, tensors, grid)
+    layout = _LAYOUTS[order.family]
+    raw, vq = _read_source(order.source), _read_vq(order, layout)
+    shape = check_vq(vq, layout.unit_codes, layout.pixel_shift)
+    model = layout.model(order, raw, _grid(order.pixels, shape.factor))
     if model.config.vocab_size != shape.codebook_size:
         what = f"the transformer has {model.config.vocab_size} codes, the VQ {shape.codebook_size}"
         raise ModelMismatch(what, "both must come from the same publication")
-    cloud = write_transformer(order.target / "cloud", model, tensors)
-    digests = cloud, write_vq(order.target / "vq", vq, chameleon)
-    if chameleon:
+    cloud = write_transformer(order.target / "cloud", model, raw.renamed(layout.name))
+    digests = cloud, write_vq(order.target / "vq", vq, shape)
+    if layout.tokenizer:
         (order.target / TOKENIZER).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(_tokenizer_file(order), order.target / TOKENIZER)
     return digests
@@ -119,15 +140,18 @@ def write_transformer(folder: Path, model: ImageModel, tensors: Tensors) -> str:
     return _write(folder, config, ours, tensors, {f"gpt.{name}": made for name, made in recipes.items()})
 
 
-def write_vq(folder: Path, tensors: Tensors, chameleon: bool) -> str:
-    """Write `vq/` of tensors under LlamaGen's names; returns its digest. Raises ModelUnavailable likewise."""
-    config = {"kind": "vq", "vq": to_dict(check_vq(tensors, chameleon))}
+def write_vq(folder: Path, tensors: Tensors, shape: VQConfig) -> str:
+    """Write `vq/` of tensors that `check_vq` has seen; returns its digest."""
+    config = {"kind": "vq", "vq": to_dict(shape)}
     return _write(folder, config, dict(tensors.shapes), tensors, {name: Recipe((name,)) for name in tensors})
 
 
-def check_vq(tensors: Tensors, chameleon: bool) -> VQConfig:
-    """The shape of a VQ. Raises ModelUnavailable that names missing, extra and mis-shaped tensors."""
-    shape = vq_config(tensors, unit_codes=not chameleon)
+def check_vq(tensors: Tensors, unit_codes: bool = True, pixel_shift: float = 128.0) -> VQConfig:
+    """The shape of a VQ under LlamaGen's names; the defaults are LlamaGen's.
+
+    Raises ModelUnavailable that names missing, extra and mis-shaped tensors.
+    """
+    shape = vq_config(tensors, unit_codes, pixel_shift)
     with torch.device("meta"):
         wanted = {name: tuple(value.shape) for name, value in VQModel(shape).state_dict().items()}
     check_names(_UNFIT_VQ, wanted, tensors.shapes)
@@ -158,16 +182,16 @@ def _grid(pixels: int, factor: int) -> int:
     return pixels // factor
 
 
-def _read_vq(order: Conversion) -> Tensors:
+def _read_vq(order: Conversion, layout: _Layout) -> Tensors:
     file = order.vq or _vq_file(order.source)
-    tensors = vq_tensors(read_tensors(file))
+    tensors = layout.vq(read_tensors(file))
     if "quantize.embedding.weight" not in tensors:
         raise ModelUnavailable(f"there is no VQ in {file}", "", "name the file that holds it with --vq")
     return tensors
 
 
-def _llamagen(order: Conversion, tensors: Tensors, grid: int) -> LlamaGenModel:
-    return llamagen_on_meta(llamagen_config(tensors, grid, order.heads), order.target)
+def _llamagen(order: Conversion, raw: Tensors, grid: int) -> LlamaGenModel:
+    return llamagen_on_meta(llamagen_config(raw.renamed(gpt_name), grid, order.heads), order.target)
 
 
 def _chameleon(order: Conversion, raw: Tensors, grid: int) -> ChameleonModel:
@@ -175,6 +199,21 @@ def _chameleon(order: Conversion, raw: Tensors, grid: int) -> ChameleonModel:
     shape = chameleon_config(raw.renamed(gpt_name), settings, image_codes(words), grid, order.tokens)
     with torch.device("meta"):
         return ChameleonModel(replace(shape, rope_pairs=rotary_pairs(raw)), marks(words), order.target)
+
+
+def _janus(order: Conversion, raw: Tensors, grid: int) -> JanusModel:
+    words, settings = read_vocabulary(_tokenizer_file(order)), _settings(order.source)
+    shape = janus_config(raw.renamed(janus_name), settings, grid, order.tokens)
+    with torch.device("meta"):
+        return JanusModel(shape, janus_marks(words, shape.token_rows), order.target)
+
+
+_LAYOUTS = {
+    LlamaGenModel.family: _Layout(_llamagen, pixel_shift=128.0, tokenizer=False),
+    ChameleonModel.family: _Layout(_chameleon, unit_codes=False),
+    JanusModel.family: _Layout(_janus, janus_name, janus_vq),
+}
+CONVERTED = tuple(_LAYOUTS)
 
 
 def _recipe(name: str, tensors: Tensors, shape: TransformerConfig) -> Recipe:
@@ -242,10 +281,13 @@ def _tokenizer_file(order: Conversion) -> Path:
 
 
 def _settings(source: Path) -> Mapping[str, Any]:
-    """What `config.json` or `params.json` beside the weights says; nothing where there is neither."""
+    """What `config.json` or `params.json` beside the weights says of the transformer; nothing where there is
+    neither."""
     folder = _fair_folder(source) if source.is_dir() else source.parent
     for name in ("params.json", "config.json"):
         if (folder / name).is_file():
             content = json.loads((folder / name).read_text(encoding="utf-8"))
-            return {**(content.get("rope_parameters") or {}), **content, **(content.get("model") or {})}
+            inner: dict[str, Any] = next((content[key] for key in _INNER if content.get(key)), {})
+            parts = (content.get("rope_parameters") or {}, content, inner.get("rope_parameters") or {}, inner)
+            return {key: value for part in parts for key, value in part.items()}
     return {}

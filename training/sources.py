@@ -60,6 +60,13 @@ class Tensors(Mapping[str, Tensor]):
             raise ModelUnavailable("the weights are incomplete", f"missing {[name]}")
         return self.shapes[name]
 
+    def matrix(self, name: str) -> tuple[int, int]:
+        """The two numbers of its shape. Raises ModelUnavailable that names what is missing or no matrix."""
+        shape = self.shape(name)
+        if len(shape) != 2:
+            raise ModelUnavailable(f"{name} has the shape {shape}", "allowed: two dimensions")
+        return shape[0], shape[1]
+
     def renamed(self, rename: Callable[[str], str | None]) -> Tensors:
         """The same under other names; None leaves a tensor out. Raises ModelUnavailable where two names
         meet."""

@@ -7,7 +7,7 @@ Every layout is first renamed to the names of the original programs: `layers.N.a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,7 +74,7 @@ class Recipe:
 
 def gpt_name(name: str) -> str | None:
     """The original program's name of a transformer's tensor; None for what is no part of it."""
-    if name.startswith(VQ_PREFIX) or _IDLE.fullmatch(name):
+    if name.startswith(VQ_PREFIX) or idle(name):
         return None
     for pattern, put in _LLAMA:
         name = pattern.sub(put, name)
@@ -92,20 +92,30 @@ def rotary_pairs(tensors: Tensors) -> Literal["adjacent", "halves"]:
     return "halves" if len(tensors.shape("model.layers.0.self_attn.q_norm.weight")) == 2 else "adjacent"
 
 
+def idle(name: str) -> bool:
+    """Whether an entry carries no weights of the model."""
+    return _IDLE.fullmatch(name) is not None
+
+
+def llamagen_vq_name(name: str) -> str:
+    """LlamaGen's name of a tensor of a VQ, from itself or from taming's; levels keep their numbers."""
+    for pattern, put in _TAMING:
+        name = pattern.sub(put, name)
+    return name
+
+
 def vq_tensors(tensors: Tensors) -> Tensors:
     """Those of a VQ under LlamaGen's names, from either layout, or from inside a Chameleon."""
     inside = any(name.startswith(VQ_PREFIX) for name in tensors)
-    levels = _count((name.removeprefix(VQ_PREFIX) for name in tensors), "decoder.up.")
+    levels = count((name.removeprefix(VQ_PREFIX) for name in tensors), "decoder.up.")
 
     def rename(name: str) -> str | None:
-        if (inside and not name.startswith(VQ_PREFIX)) or _IDLE.fullmatch(name.removeprefix(VQ_PREFIX)):
+        if (inside and not name.startswith(VQ_PREFIX)) or idle(name.removeprefix(VQ_PREFIX)):
             return None
         name = name.removeprefix(VQ_PREFIX)
         # Taming counts the decoder's levels from the highest resolution, LlamaGen from the lowest.
         name = re.sub(r"^decoder\.up\.(\d+)", lambda at: f"decoder.up.{levels - 1 - int(at[1])}", name)
-        for pattern, put in _TAMING:
-            name = pattern.sub(put, name)
-        return name
+        return llamagen_vq_name(name)
 
     return tensors.renamed(rename)
 
@@ -127,7 +137,7 @@ def llamagen_config(tensors: Tensors, grid: int, heads: int | None) -> Transform
 
     Raises InvalidRequest without it, ModelUnavailable where a tensor that says a size is missing.
     """
-    rows, dim = tensors.shape("tok_embeddings.weight")
+    rows, dim = tensors.matrix("tok_embeddings.weight")
     n_head = heads or HEADS.get(dim)
     if n_head is None:
         what = f"width {dim} belongs to no published LlamaGen"
@@ -148,7 +158,7 @@ def _llamagen_prefix(tensors: Tensors) -> tuple[int, int, int]:
     table = "cls_embedding.embedding_table.weight"
     if table in tensors:
         return tensors.shape(table)[0] - 1, 1, 0
-    prefix, caption = tensors.shape("cls_embedding.uncond_embedding")
+    prefix, caption = tensors.matrix("cls_embedding.uncond_embedding")
     return 0, prefix, caption
 
 
@@ -159,7 +169,7 @@ def chameleon_config(
     `params.json`, `codes` the id of image code 0 and their number.
     """
     q_norm, k_norm = (tensors.shape(f"layers.0.attention.{name}_normalization.weight") for name in "qk")
-    rows, dim = tensors.shape("tok_embeddings.weight")
+    rows, dim = tensors.matrix("tok_embeddings.weight")
     head_dim = q_norm[-1]
     qkv = recipe("layers.0.attention.wqkv.weight", tensors)
     kv_rows = sum(tensors.shape(name)[0] for name in qkv.sources) - dim
@@ -176,20 +186,20 @@ def chameleon_config(
     )  # fmt: skip
 
 
-def vq_config(tensors: Tensors, unit_codes: bool) -> VQConfig:
+def vq_config(tensors: Tensors, unit_codes: bool, pixel_shift: float) -> VQConfig:
     """The shape of a VQ under LlamaGen's names. Raises ModelUnavailable where a tensor that says a size is
     missing."""
     ch = tensors.shape("encoder.conv_in.weight")[0]
-    levels = _count(tensors, "encoder.conv_blocks.")
+    levels = count(tensors, "encoder.conv_blocks.")
     widths = [tensors.shape(f"encoder.conv_blocks.{i}.res.0.conv2.weight")[0] for i in range(levels)]
-    codes, width = tensors.shape("quantize.embedding.weight")
+    codes, width = tensors.matrix("quantize.embedding.weight")
     return VQConfig(
         ch=ch, ch_mult=tuple(w // ch for w in widths), z_channels=tensors.shape("encoder.conv_out.weight")[0],
-        codebook_size=codes, codebook_dim=width, encoder_res=_count(tensors, "encoder.conv_blocks.0.res."),
-        decoder_res=_count(tensors, "decoder.conv_blocks.0.res."),
+        codebook_size=codes, codebook_dim=width, encoder_res=count(tensors, "encoder.conv_blocks.0.res."),
+        decoder_res=count(tensors, "decoder.conv_blocks.0.res."),
         attention=any(name.startswith("decoder.conv_blocks.0.attn.") for name in tensors),
         middle=any(name.startswith("encoder.mid.") for name in tensors),
-        unit_codes=unit_codes, pixel_shift=128.0 if unit_codes else 127.5,
+        unit_codes=unit_codes, pixel_shift=pixel_shift,
     )  # fmt: skip
 
 
@@ -211,16 +221,20 @@ def image_codes(vocabulary: Mapping[str, int]) -> tuple[int, int]:
 
 def marks(vocabulary: Mapping[str, int]) -> Marks:
     """The ids around a prompt. Raises ModelUnavailable that names a token the vocabulary lacks."""
-    names = ("<s>", "<reserved08706>", "<racm3:break>")
+    return Marks(*token_ids(vocabulary, ("<s>", "<reserved08706>", "<racm3:break>"), "Chameleon"))
+
+
+def token_ids(vocabulary: Mapping[str, int], names: Sequence[str], whose: str) -> list[int]:
+    """Ids of tokens. Raises ModelUnavailable that names those the vocabulary lacks."""
     if missing := [name for name in names if name not in vocabulary]:
-        raise ModelUnavailable("this is no tokenizer of Chameleon", f"missing {missing}")
-    return Marks(*(vocabulary[name] for name in names))
+        raise ModelUnavailable(f"this is no tokenizer of {whose}", f"missing {missing}")
+    return [vocabulary[name] for name in names]
 
 
 def _layers(tensors: Tensors) -> int:
-    return _count(tensors, "layers.")
+    return count(tensors, "layers.")
 
 
-def _count(names: Iterable[str], prefix: str) -> int:
+def count(names: Iterable[str], prefix: str) -> int:
     """How many numbers follow `prefix` in the names."""
     return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.parity import chameleon, llamagen
+from evaluation.parity import chameleon, janus, llamagen
 from evaluation.parity.checks import Check, read_settings
 from shared.errors import CiarError, InvalidRequest
 
@@ -21,9 +21,13 @@ def check(folder: Path) -> Iterator[Check]:
     settings = read_settings(folder)
     if "image_token_start" in settings:
         return chameleon.check(folder, settings)
+    if settings.get("family") == "janus":
+        return janus.check(folder, settings)
     if "LlamaGen" in settings.get("reference", ""):
         return llamagen.check(folder, settings)
-    raise InvalidRequest(f"{folder} holds golden numbers of an unknown model", "known: LlamaGen, Chameleon")
+    raise InvalidRequest(
+        f"{folder} holds golden numbers of an unknown model", "known: LlamaGen, Chameleon, Janus"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

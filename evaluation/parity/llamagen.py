@@ -22,7 +22,7 @@ from shared.models.checkpoint import load_vq
 from shared.models.kv_cache import plain_window
 from shared.models.rope import rope_2d
 from shared.models.vq import VQModel, from_pixels
-from training.convert import write_vq
+from training.convert import check_vq, write_vq
 from training.sources import read_tensors
 from training.upstream import vq_tensors
 
@@ -52,7 +52,8 @@ def _vqs(folder: Path, name: str, golden: Named) -> Iterator[Check]:
     for file in (folder / f"{name}{suffix}" for suffix in SUFFIXES):
         if file.is_file():
             with TemporaryDirectory() as home, torch.inference_mode():
-                write_vq(Path(home), vq_tensors(read_tensors(file)), chameleon=False)
+                tensors = vq_tensors(read_tensors(file))
+                write_vq(Path(home), tensors, check_vq(tensors))
                 vq = load_vq(Path(home))
                 for grid in sorted({key.split(".")[0] for key in golden}):
                     yield from compare(file.name, _vq_grid(vq, grid, golden), golden, tolerance)

@@ -1,4 +1,4 @@
-"""The transformer of LlamaGen and Chameleon: ONE forward over new tokens, upstream parameter names.
+"""The transformer of LlamaGen, Chameleon and Janus: ONE forward over new tokens, upstream parameter names.
 
 Knows nothing of sampling or of families.
 
@@ -129,6 +129,34 @@ class Block(nn.Module):
         return x
 
 
+class TwoLayers(nn.Module):
+    """fc2(gelu(fc1 x)), with biases: what Janus has around the transformer where others have one map."""
+
+    def __init__(self, width_in: int, hidden: int, width_out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width_in, hidden)
+        self.fc2 = nn.Linear(hidden, width_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width_in] -> [..., width_out]."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class CodeEmbedding(nn.Module):
+    """Image codes in a narrow table of their own, lifted to the width of the transformer."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.table = nn.Embedding(config.vocab_size, config.code_width)
+        self.lift = TwoLayers(config.code_width, config.dim, config.dim)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[...] -> [..., D]."""
+        out: Tensor = self.lift(self.table(ids))
+        return out
+
+
 class CaptionProjection(nn.Module):
     """fc2(gelu_tanh(fc1(c))): caption features to model width."""
 
@@ -175,9 +203,15 @@ class Transformer(nn.Module):
         elif config.caption_dim:
             self.cls_embedding = CaptionEmbedding(config)
         self.tok_embeddings = nn.Embedding(config.token_rows or config.vocab_size, config.dim)
+        if config.code_width:
+            self.code_embeddings = CodeEmbedding(config)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.output = (
+            TwoLayers(config.dim, config.head_hidden, config.vocab_size)
+            if config.head_hidden
+            else nn.Linear(config.dim, config.vocab_size, bias=False)
+        )
         if config.learned_positions:
             self.pos_embeddings = nn.Embedding(config.image_tokens, config.dim)
         self.register_buffer("rope", rope_table(config), persistent=False)
@@ -214,7 +248,10 @@ class Transformer(nn.Module):
 
     def embed_tokens(self, ids_BT: Tensor, places_BT: Tensor) -> Tensor:
         """Image ids at image places (0 .. T-1) to input embeddings [B, T, D]."""
-        x: Tensor = self.tok_embeddings(ids_BT + self.config.image_start)
+        if self.config.code_width:
+            x: Tensor = self.code_embeddings(ids_BT)
+        else:
+            x = self.tok_embeddings(ids_BT + self.config.image_start)
         if self.config.learned_positions:
             x = x + self.pos_embeddings(places_BT)
         return x

@@ -58,10 +58,17 @@ def _llamagen(stage: str, file: str, pixels: int) -> Published:
     return Published(what, "peizesun/llamagen_t2i", file, options, "google/flan-t5-xl")
 
 
+def _janus(size: str) -> Published:
+    name = f"Janus-Pro-{size}"
+    return Published(f"Janus-Pro {size}", f"deepseek-ai/{name}", name, "--family janus --pixels 384")
+
+
 PUBLISHED = {
     "llamagen-xl-256": _llamagen("I", "t2i_XL_stage1_256.pt", 256),
     "llamagen-xl-512": _llamagen("II", "t2i_XL_stage2_512.pt", 512),
     "anole": Published("Anole 7B", "GAIR/Anole-7b-v0.1", "Anole-7b-v0.1", "--family chameleon --pixels 512"),
+    "janus-pro-1b": _janus("1B"),
+    "janus-pro-7b": _janus("7B"),
 }
 
 

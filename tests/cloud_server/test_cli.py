@@ -21,6 +21,14 @@ COMMAND = [sys.executable, "-m", "cloud_server.cli"]
     [
         (["--model", "nope"], ["unknown model 'nope'", "models with weights here"]),
         (["--model", "anole"], ["weights of model 'anole'", "GAIR/Anole-7b-v0.1", "ciar-train convert"]),
+        (
+            ["--model", "janus-pro-1b"],
+            ["weights of model 'janus-pro-1b'", "deepseek-ai/Janus-Pro-1B", "--family janus --pixels 384"],
+        ),
+        (
+            ["--model", "janus-pro-7b"],
+            ["Janus-Pro 7B", "deepseek-ai/Janus-Pro-7B", "ciar-train convert Janus-Pro-7B"],
+        ),
         (["--port", "70000"], ["--port 70000 is out of range", "0 to 65535"]),
         (["--metrics-port", "-1"], ["--metrics-port -1 is out of range"]),
     ],

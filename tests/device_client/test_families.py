@@ -25,6 +25,7 @@ from shared.models.t5 import T5Captions
 from shared.models.zoo import CloudModel, DevicePackage, load_cloud, load_device_package
 from tests import published
 from tests.published import HEADS, PIXELS, VOCABULARY
+from tests.published_janus import write_janus
 from training import cli
 from training.base import sample
 
@@ -64,11 +65,22 @@ def swin(folder: Path) -> list[str]:
     return [str(source), "--family", "chameleon", "--tokens", "12"]
 
 
+def janus(folder: Path) -> list[str]:
+    return [str(write_janus(folder / "janus")), "--family", "janus", "--tokens", "20"]
+
+
+def janus_hf(folder: Path) -> list[str]:
+    source = write_janus(folder / "janus", "hf", "safetensors")
+    return [str(source), "--family", "janus", "--tokens", "20"]
+
+
 FAMILIES: dict[str, tuple[Callable[[Path], list[str]], Sequence[str]]] = {
     "captions": (captioned, ("a b", "edc ba", "d")),
     "classes": (classes, ("0", "4", "2")),
     "anole": (anole, ("a b", "edcba ab", "d")),
     "swin": (swin, ("bad cab", "a", "ee")),
+    "janus": (janus, ("a bad cab", "dee", "c")),
+    "janus as saved by transformers": (janus_hf, ("ace", "bad:", "e e")),
 }
 
 
@@ -135,7 +147,7 @@ def assert_decoded(pair: Pair, image: Progress) -> None:
     assert picture.size == (PIXELS, PIXELS)
     with torch.inference_mode():
         pixels = vq.decode(torch.tensor(image.tokens).reshape(1, grid, grid))
-    shift = 127.5 if pair.cloud.model.family == "chameleon" else 128
+    shift = 128 if pair.cloud.model.family == "llamagen" else 127.5
     expected = (127.5 * pixels[0] + shift).clamp(0, 255).byte().permute(1, 2, 0)
     assert picture.tobytes() == expected.contiguous().numpy().tobytes()
 

@@ -14,10 +14,14 @@ from torch import Tensor
 from shared.errors import InvalidPrompt, ModelUnavailable
 from shared.models import caption
 from shared.models.families import build
-from shared.models.families.chameleon import TOKENIZER, ChameleonModel, Marks
+from shared.models.families.chameleon import ChameleonModel, Marks
+from shared.models.families.janus import JanusModel
+from shared.models.families.janus import Marks as JanusMarks
 from shared.models.families.llamagen import LlamaGenModel
 from shared.models.t5 import T5Captions
+from shared.models.tokenizer import TOKENIZER
 from tests.published import CHAMELEON, CLASSES, LLAMAGEN, VOCABULARY
+from tests.published_janus import JANUS
 
 MARKS = Marks(begin=0, turn=22, image=21)
 
@@ -28,12 +32,14 @@ def chameleon(home: Path) -> ChameleonModel:
 
 
 def test_unknown_families_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelUnavailable, match=r"'painter'.*chameleon.*emoji.*llamagen"):
+    with pytest.raises(ModelUnavailable, match=r"'painter'.*chameleon.*emoji.*janus.*llamagen"):
         build({"family": "painter"}, tmp_path)
 
 
 def test_descriptions_round_trip(tmp_path: Path) -> None:
-    for model in (LlamaGenModel(LLAMAGEN, tmp_path), LlamaGenModel(CLASSES, tmp_path), chameleon(tmp_path)):
+    janus = JanusModel(JANUS, JanusMarks(begin=8, pad=10, image=13), tmp_path)
+    captioned, classes = LlamaGenModel(LLAMAGEN, tmp_path), LlamaGenModel(CLASSES, tmp_path)
+    for model in (captioned, classes, chameleon(tmp_path), janus):
         described = json.loads(json.dumps(model.describe()))
         again = build(described, tmp_path)
         assert type(again) is type(model) and again.config == model.config and again.warp == model.warp
@@ -81,6 +87,29 @@ def test_the_unguided_row_of_a_chameleon_has_two_tokens(tmp_path: Path) -> None:
     assert model.starts(5) == (CHAMELEON.prefix_len - 5, CHAMELEON.prefix_len - 2)
     with pytest.raises(InvalidPrompt, match=r"13 tokens.*up to 12"):
         model.rows([0] * 13)
+
+
+def test_the_unguided_row_of_a_janus_is_padded_between_its_ends(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = JanusModel(JANUS, JanusMarks(begin=8, pad=10, image=13), tmp_path)
+    rows = model.rows([8, 11, 5, 6, 0, 13])
+    table = model.gpt.tok_embeddings.weight
+    assert torch.equal(rows[0], table[[8, 11, 5, 6, 0, 13]])
+    assert torch.equal(rows[1], table[[8, 10, 10, 10, 10, 13]])
+    assert model.starts(6) == (JANUS.prefix_len - 6,) * 2  # upstream masks no pad
+    with pytest.raises(InvalidPrompt, match=r"21 tokens.*up to 20"):
+        model.rows([0] * 21)
+
+
+def test_image_codes_of_a_janus_have_a_table_and_a_head_of_their_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    gpt = JanusModel(JANUS, JanusMarks(begin=8, pad=10, image=13), tmp_path).gpt
+    ids = torch.tensor([[0, 3, 15]])
+    wide = torch.nn.functional.gelu(gpt.code_embeddings.lift.fc1(gpt.code_embeddings.table.weight[ids]))
+    torch.testing.assert_close(gpt.embed_tokens(ids, torch.arange(3)), gpt.code_embeddings.lift.fc2(wide))
+    hidden = torch.randn(2, JANUS.dim)
+    assert gpt.logits(hidden).shape == (2, JANUS.vocab_size)
+    assert gpt.embed_text(torch.tensor([JANUS.token_rows - 1])).shape == (1, JANUS.dim)
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

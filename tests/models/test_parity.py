@@ -62,6 +62,14 @@ def test_chameleon_computes_what_upstream_does(anole: Path, capsys: pytest.Captu
     assert "fair accepted, correction" in lines
 
 
+def test_janus_computes_what_upstream_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(GOLDEN / "janus")]) == 0
+    lines = capsys.readouterr().out
+    for name in ("prompt_ids_1", "cond_logits_0", "uncond_logits_1", "greedy_codes", "vq_pixels", "vq_uint8"):
+        assert f"official {name}" in lines
+    assert lines.splitlines()[-1] == "12 comparisons, 0 not made, 0 missed"
+
+
 def test_a_wrong_number_is_a_miss(llamagen: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = llamagen / "c2i_gpt.golden.safetensors"
     numbers = load_file(file)

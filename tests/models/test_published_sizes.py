@@ -10,8 +10,10 @@ from shared.config import TransformerConfig, VQConfig
 from shared.models.families.llamagen import HEADS
 from shared.models.transformer import Transformer
 from shared.models.vq import VQModel
+from tests.published import split
 from training.sources import Tensors
 from training.upstream import llamagen_config
+from training.upstream_janus import janus_config
 
 # width, layers, heads, hidden width of the feed-forward part, parameters with captions and with classes
 SIZES = {
@@ -70,6 +72,34 @@ def test_chameleon(shape: dict[str, int], billions: float) -> None:
     model = on_meta(TransformerConfig(**common, **shape, rope_axes=1))
     text_head = (65536 - 8192) * shape["dim"]
     assert (count(model) + text_head) / 1e9 == pytest.approx(billions, rel=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("said", "dim", "layers", "hidden", "parameters"),
+    [
+        (dict(num_attention_heads=16), 2048, 24, 5632, 1_485_053_952),
+        (
+            {"vocab_size": 102400},
+            4096,
+            30,
+            11008,
+            6_591_791_104,
+        ),  # the 7B file leaves out what is the default
+    ],
+)
+def test_janus(said: dict[str, int], dim: int, layers: int, hidden: int, parameters: int) -> None:
+    """As many parameters as transformers counts in `language_model` and the three `generation_*` parts."""
+    shape = TransformerConfig(
+        dim=dim, n_layer=layers, n_head=said.get("num_attention_heads", 32),
+        n_kv_head=said.get("num_attention_heads", 32), vocab_size=16384, grid=24, prefix_len=128,
+        caption_dim=0, ffn_hidden=hidden, norm_eps=1e-6, token_rows=102400, rope_axes=1, rope_pairs="halves",
+        code_width=8, head_hidden=dim,
+    )  # fmt: skip
+    model = on_meta(shape)
+    assert count(model) == parameters
+    shapes = {name: tuple(v.shape) for name, v in split(model.state_dict(), shape).items()}
+    tensors, settings = Tensors(shapes, torch.float32, shapes.__getitem__), {"language_config": said, **said}
+    assert janus_config(tensors, settings, 24, 128) == shape
 
 
 def test_vq_tokenizers() -> None:

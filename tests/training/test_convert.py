@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,13 @@ from shared.config import TransformerConfig
 from shared.errors import CiarError, InvalidRequest, ModelMismatch, ModelUnavailable
 from shared.models.checkpoint import load_model, load_vq
 from shared.models.families.chameleon import ChameleonModel
+from shared.models.families.janus import JanusModel
 from shared.models.families.llamagen import LlamaGenModel
 from shared.models.family import ImageModel
 from shared.models.kv_cache import plain_window
 from tests import published
 from tests.published import CHAMELEON, HEADS, LLAMAGEN, PIXELS, State
+from tests.published_janus import JANUS, janus_state, write_janus
 from training import cli
 from training.convert import Conversion, convert, read_transformer
 from training.sources import read_tensors
@@ -108,7 +111,7 @@ def test_what_cannot_be_converted_says_why(tmp_path: Path) -> None:
         ({"pixels": PIXELS + 1}, InvalidRequest, "9 pixels"),
         ({"source": tmp_path / "nothing.pt"}, ModelUnavailable, "nothing.pt"),
         ({"source": tmp_path}, ModelUnavailable, "no weights in"),
-        ({"family": "painter"}, InvalidRequest, "llamagen, chameleon"),
+        ({"family": "painter"}, InvalidRequest, "llamagen, chameleon, janus"),
     ):
         with pytest.raises(error, match=says):
             llamagen(tmp_path, state, **changes)
@@ -205,6 +208,78 @@ def test_image_tokens_must_be_one_run_of_ids(tmp_path: Path) -> None:
     (source / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(CiarError, match="one run of ids"):
         convert(Conversion(source, tmp_path / "out", "chameleon", PIXELS))
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind"), [("official", "bin"), ("official", "safetensors"), ("hf", "safetensors")]
+)
+def test_every_layout_of_janus_is_the_same_model(tmp_path: Path, layout: str, kind: str) -> None:
+    """What draws is taken, what reads pictures and writes text is left behind."""
+    order = Conversion(
+        write_janus(tmp_path / "in", layout, kind), tmp_path / "out", "janus", PIXELS, tokens=20
+    )
+    convert(order)
+    model, state = load_model(tmp_path / "out" / "cloud"), published.gpt_state(JANUS)
+    assert isinstance(model, JanusModel)
+    assert model.config == JANUS
+    assert (model.marks.begin, model.marks.pad, model.marks.image) == (8, 10, 13)
+    assert model.prompt_ids(" a b ") == [8, 11, 5, 6, 0, 6, 1, 7, 7, 12, 5, 13]
+    assert model.gpt.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in model.gpt.state_dict().items())
+    vq, vq_state = load_vq(tmp_path / "out" / "vq"), published.vq_state()
+    assert vq.config == replace(published.VQ, pixel_shift=127.5)
+    assert all(torch.equal(value, vq_state[name]) for name, value in vq.state_dict().items())
+
+
+@pytest.mark.parametrize("damage", ["missing", "extra", "shape"])
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("gen_embed.weight", "code_embeddings.table.weight"),
+        ("gen_aligner.layers.2.bias", "code_embeddings.lift.fc2.bias"),
+        ("gen_head.vision_head.weight", "output.fc2.weight"),
+        ("language_model.model.layers.2.mlp.up_proj.weight", "layers.2.feed_forward.w3.weight"),
+        ("gen_vision_model.decoder.conv_out.bias", "decoder.conv_out.bias"),
+    ],
+)
+def test_tensors_of_a_janus_that_do_not_fit_are_named(
+    tmp_path: Path, damage: str, name: str, named: str
+) -> None:
+    state = janus_state()
+    if damage == "missing":
+        del state[name]
+    elif damage == "extra":
+        state[f"{name}.scale"] = torch.zeros(1)
+        named = f"{named}.scale"
+    else:
+        state[name] = torch.zeros(5, 3, 2)
+    source = write_janus(tmp_path / "in", state=state)
+    with pytest.raises(CiarError, match=re.escape(named)):
+        convert(Conversion(source, tmp_path / "out", "janus", PIXELS, tokens=20))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_janus_is_refused(tmp_path: Path) -> None:
+    source = write_janus(tmp_path / "in", state=janus_state() | {"gen_aligner.layers.4.bias": torch.zeros(2)})
+    order = Conversion(source, tmp_path / "out", "janus", PIXELS, tokens=20)
+    with pytest.raises(ModelUnavailable, match=r"extra \['gen_aligner.layers.4.bias'\]"):
+        convert(order)
+    tokenizer = source / "tokenizer.json"
+    content = tokenizer.read_text()
+    tokenizer.write_text(content.replace("<begin_of_image>", "<begin_of_song>"))
+    with pytest.raises(ModelUnavailable, match=r"no tokenizer of Janus.*<begin_of_image>"):
+        convert(order)
+    tokenizer.write_text(content.replace('"id": 13', '"id": 20'))
+    with pytest.raises(ModelMismatch, match="ids up to 20, the transformer rows for 20"):
+        convert(order)
+    tokenizer.write_text(content)
+    (source / "config.json").write_text('{"language_config": {"num_attention_heads": 5}}')
+    with pytest.raises(InvalidRequest, match=r"5 heads.*width is 32"):
+        convert(order)
+    (source / "config.json").unlink()
+    with pytest.raises(InvalidRequest, match=r"no config\.json.*how many heads"):
+        convert(order)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_prints_the_digests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 from shared.errors import ModelUnavailable
 from shared.models.families.chameleon import ChameleonModel
 from shared.models.families.emoji import EmojiModel
+from shared.models.families.janus import JanusModel
 from shared.models.families.llamagen import LlamaGenModel
 from shared.models.family import ImageModel
 
 FAMILIES: Mapping[str, type[ImageModel]] = {
-    kind.family: kind for kind in (EmojiModel, LlamaGenModel, ChameleonModel)
+    kind.family: kind for kind in (EmojiModel, LlamaGenModel, ChameleonModel, JanusModel)
 }
 
 

@@ -5,10 +5,8 @@ Sources: Chameleon Team (2024), Chern et al., "Anole" (2024), and their public c
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,12 +16,10 @@ from torch.nn import functional as F
 
 from shared.config import TransformerConfig, from_dict, to_dict
 from shared.decoding.warp import Warp
-from shared.errors import InvalidPrompt, ModelUnavailable
 from shared.models.family import ImageModel
 from shared.models.text import check_length
+from shared.models.tokenizer import FolderTokenizer, check_count
 from shared.models.transformer import Transformer
-
-TOKENIZER = Path("tokenizer", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,7 @@ class ChameleonModel(ImageModel):
     def __init__(self, config: TransformerConfig, marks: Marks, home: Path) -> None:
         super().__init__()
         self.config, self.marks, self.home = config, marks, home
+        self.tokenizer = FolderTokenizer(home, self.family)
         self.gpt = Transformer(config)
 
     @classmethod
@@ -83,26 +80,11 @@ class ChameleonModel(ImageModel):
 
     def rows(self, ids: Sequence[int]) -> Tensor:
         """Prefix rows [2, n, D] of the ids of a whole prefix. Raises InvalidPrompt for more than P."""
-        if len(ids) > self.config.prefix_len:
-            why = f"allowed: up to {self.config.prefix_len}, with the three marks around it"
-            raise InvalidPrompt(f"the prompt has {len(ids)} tokens", why)
+        check_count(ids, self.config.prefix_len)
         nothing_2D = self.gpt.embed_text(torch.tensor([self.marks.begin, self.marks.image]))
         padded_ND = F.pad(nothing_2D, (0, 0, len(ids) - 2, 0))
         return torch.stack([self.gpt.embed_text(torch.tensor(list(ids))), padded_ND])
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Token ids of the whole prefix of a prompt."""
-        text: list[int] = self._tokenizer.encode(prompt, add_special_tokens=False).ids
-        return [self.marks.begin, *text, self.marks.turn, self.marks.image]
-
-    @cached_property
-    def _tokenizer(self) -> Any:  # noqa: ANN401 - the class of an optional package
-        file = self.home / TOKENIZER
-        if not file.is_file():
-            why = "ciar-train convert puts it there"
-            raise ModelUnavailable(f"there is no tokenizer in {file.parent}", why, f"its name is {file.name}")
-        try:
-            return importlib.import_module("tokenizers").Tokenizer.from_file(str(file))
-        except ImportError as error:
-            what = "Chameleon's prompts need the package tokenizers"
-            raise ModelUnavailable(what, str(error), "pip install 'ciar[chameleon]'") from error
+        return [self.marks.begin, *self.tokenizer.ids(prompt), self.marks.turn, self.marks.image]
