@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ import torch
 
 from shared.config import TransformerConfig, VQConfig, to_dict
 from shared.errors import InvalidRequest, ModelMismatch, ModelUnavailable
-from shared.models.checkpoint import CONFIG, WEIGHTS, Shape, check_names, digest
+from shared.models.checkpoint import Shape, check_names
 from shared.models.families.chameleon import TOKENIZER, ChameleonModel
 from shared.models.families.llamagen import LlamaGenModel
 from shared.models.family import ImageModel
 from shared.models.vq import VQModel
+from training.conversion import Conversion, write_folder
+from training.generators import CONVERTERS
 from training.sources import Join, Tensors, read_shards, read_tensors
-from training.stream import write_tensors
 from training.upstream import (
     Recipe,
     chameleon_config,
@@ -38,7 +39,6 @@ from training.upstream import (
     vq_tensors,
 )
 
-CONVERTED = ("llamagen", "chameleon")
 _UNFIT, _UNFIT_VQ = "the weights do not fit the transformer", "the weights do not fit the VQ"
 _JOINS: dict[re.Pattern[str], Join] = {
     re.compile(r".*(attention\.w[qkv]|feed_forward\.w[13]|output)\.weight"): "rows",
@@ -48,40 +48,14 @@ _JOINS: dict[re.Pattern[str], Join] = {
 _FUSED = re.compile(r".*\.(wqkv|w13)\.weight")
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """What to convert. Raises InvalidRequest for a family that has no official files.
-
-    source     weights of the transformer: a file or a folder
-    vq         weights of the VQ; None: those inside `source`
-    pixels     side of the images
-    heads      attention heads of a LlamaGen whose width was never published
-    tokens     longest prompt of a Chameleon, its three marks included
-    tokenizer  tokenizer.json of a Chameleon; None: the one inside `source`
-    """
-
-    source: Path
-    target: Path
-    family: str
-    pixels: int
-    vq: Path | None = None
-    heads: int | None = None
-    tokens: int = 128
-    tokenizer: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.family not in CONVERTED:
-            raise InvalidRequest(
-                f"no converter for family {self.family!r}", f"allowed: {', '.join(CONVERTED)}"
-            )
-
-
 def convert(order: Conversion) -> tuple[str, str]:
     """Write the model folder; returns the digests of cloud and VQ.
 
     Raises ModelUnavailable that names missing, extra and mis-shaped tensors, ModelMismatch where VQ and
     transformer do not belong together.
     """
+    if order.family in CONVERTERS:
+        return CONVERTERS[order.family](order)
     chameleon = order.family == ChameleonModel.family
     raw, vq = _read_source(order.source), _read_vq(order)
     tensors, shape = raw.renamed(gpt_name), check_vq(vq, chameleon)
@@ -116,13 +90,15 @@ def write_transformer(folder: Path, model: ImageModel, tensors: Tensors) -> str:
     check_names(_UNFIT, wanted, found)
     config = {"kind": "cloud", **model.describe()}
     ours = {f"gpt.{name}": shape for name, shape in wanted.items()}
-    return _write(folder, config, ours, tensors, {f"gpt.{name}": made for name, made in recipes.items()})
+    made_of = {f"gpt.{name}": made for name, made in recipes.items()}
+    return write_folder(folder, config, ours, tensors, made_of)
 
 
 def write_vq(folder: Path, tensors: Tensors, chameleon: bool) -> str:
     """Write `vq/` of tensors under LlamaGen's names; returns its digest. Raises ModelUnavailable likewise."""
     config = {"kind": "vq", "vq": to_dict(check_vq(tensors, chameleon))}
-    return _write(folder, config, dict(tensors.shapes), tensors, {name: Recipe((name,)) for name in tensors})
+    same = {name: Recipe((name,)) for name in tensors}
+    return write_folder(folder, config, tensors.shapes, tensors, same)
 
 
 def check_vq(tensors: Tensors, chameleon: bool) -> VQConfig:
@@ -186,19 +162,6 @@ def _recipe(name: str, tensors: Tensors, shape: TransformerConfig) -> Recipe:
 def _like(wanted: Shape, found: Shape) -> Shape:
     """One row shared by all heads is stored without its dimension in some layouts."""
     return wanted if wanted == (1, *found) else found
-
-
-def _write(
-    folder: Path,
-    config: dict[str, Any],
-    shapes: dict[str, Shape],
-    tensors: Tensors,
-    recipes: dict[str, Recipe],
-) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS, shapes, tensors.dtype, lambda name: recipes[name].make(tensors))
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    return digest(folder)
 
 
 def _fair_folder(source: Path) -> Path:

@@ -95,7 +95,7 @@ def rotary_pairs(tensors: Tensors) -> Literal["adjacent", "halves"]:
 def vq_tensors(tensors: Tensors) -> Tensors:
     """Those of a VQ under LlamaGen's names, from either layout, or from inside a Chameleon."""
     inside = any(name.startswith(VQ_PREFIX) for name in tensors)
-    levels = _count((name.removeprefix(VQ_PREFIX) for name in tensors), "decoder.up.")
+    levels = count_numbers((name.removeprefix(VQ_PREFIX) for name in tensors), "decoder.up.")
 
     def rename(name: str) -> str | None:
         if (inside and not name.startswith(VQ_PREFIX)) or _IDLE.fullmatch(name.removeprefix(VQ_PREFIX)):
@@ -176,17 +176,18 @@ def chameleon_config(
     )  # fmt: skip
 
 
-def vq_config(tensors: Tensors, unit_codes: bool) -> VQConfig:
-    """The shape of a VQ under LlamaGen's names. Raises ModelUnavailable where a tensor that says a size is
-    missing."""
+def vq_config(tensors: Tensors, unit_codes: bool, codebook: bool = True) -> VQConfig:
+    """The shape of a VQ, or of an autoencoder without `codebook`, under LlamaGen's names. Raises
+    ModelUnavailable where a tensor that says a size is missing."""
     ch = tensors.shape("encoder.conv_in.weight")[0]
-    levels = _count(tensors, "encoder.conv_blocks.")
+    levels = count_numbers(tensors, "encoder.conv_blocks.")
     widths = [tensors.shape(f"encoder.conv_blocks.{i}.res.0.conv2.weight")[0] for i in range(levels)]
-    codes, width = tensors.shape("quantize.embedding.weight")
+    codes, width = tensors.shape("quantize.embedding.weight") if codebook else (0, 0)
     return VQConfig(
         ch=ch, ch_mult=tuple(w // ch for w in widths), z_channels=tensors.shape("encoder.conv_out.weight")[0],
-        codebook_size=codes, codebook_dim=width, encoder_res=_count(tensors, "encoder.conv_blocks.0.res."),
-        decoder_res=_count(tensors, "decoder.conv_blocks.0.res."),
+        codebook_size=codes, codebook_dim=width,
+        encoder_res=count_numbers(tensors, "encoder.conv_blocks.0.res."),
+        decoder_res=count_numbers(tensors, "decoder.conv_blocks.0.res."),
         attention=any(name.startswith("decoder.conv_blocks.0.attn.") for name in tensors),
         middle=any(name.startswith("encoder.mid.") for name in tensors),
         unit_codes=unit_codes, pixel_shift=128.0 if unit_codes else 127.5,
@@ -218,9 +219,9 @@ def marks(vocabulary: Mapping[str, int]) -> Marks:
 
 
 def _layers(tensors: Tensors) -> int:
-    return _count(tensors, "layers.")
+    return count_numbers(tensors, "layers.")
 
 
-def _count(names: Iterable[str], prefix: str) -> int:
+def count_numbers(names: Iterable[str], prefix: str) -> int:
     """How many numbers follow `prefix` in the names."""
     return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})

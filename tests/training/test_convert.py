@@ -24,7 +24,8 @@ from shared.models.kv_cache import plain_window
 from tests import published
 from tests.published import CHAMELEON, HEADS, LLAMAGEN, PIXELS, State
 from training import cli
-from training.convert import Conversion, convert, read_transformer
+from training.conversion import Conversion
+from training.convert import convert, read_transformer
 from training.sources import read_tensors
 
 torch.set_num_threads(1)
