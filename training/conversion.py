@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, ModelUnavailable
 from shared.models.checkpoint import CONFIG, WEIGHTS, ModuleT, Shape, check_names, digest
 from training.sources import Tensors
 from training.stream import write_tensors
@@ -46,6 +46,13 @@ class Conversion:
             raise InvalidRequest(
                 f"no converter for family {self.family!r}", f"allowed: {', '.join(CONVERTED)}"
             )
+
+
+def require_vq(tensors: Tensors, file: Path) -> Tensors:
+    """The tensors. Raises ModelUnavailable where there is no codebook among them."""
+    if "quantize.embedding.weight" not in tensors:
+        raise ModelUnavailable(f"there is no VQ in {file}", "", "name the file that holds it with --vq")
+    return tensors
 
 
 def write_folder(

@@ -23,7 +23,7 @@ from shared.models.families.chameleon import TOKENIZER, ChameleonModel
 from shared.models.families.llamagen import LlamaGenModel
 from shared.models.family import ImageModel
 from shared.models.vq import VQModel
-from training.conversion import Conversion, write_folder
+from training.conversion import Conversion, require_vq, write_folder
 from training.generators import CONVERTERS
 from training.sources import Join, Tensors, read_shards, read_tensors
 from training.upstream import (
@@ -136,10 +136,7 @@ def _grid(pixels: int, factor: int) -> int:
 
 def _read_vq(order: Conversion) -> Tensors:
     file = order.vq or _vq_file(order.source)
-    tensors = vq_tensors(read_tensors(file))
-    if "quantize.embedding.weight" not in tensors:
-        raise ModelUnavailable(f"there is no VQ in {file}", "", "name the file that holds it with --vq")
-    return tensors
+    return require_vq(vq_tensors(read_tensors(file)), file)
 
 
 def _llamagen(order: Conversion, tensors: Tensors, grid: int) -> LlamaGenModel:

@@ -18,7 +18,7 @@ from shared.models.families.var import VARConfig, VARModel
 from shared.models.families.var_vae import ScaleVQ, ScaleVQConfig
 from shared.models.generators import Generator, describe, describe_kl, describe_scale_vq
 from shared.models.kl_vae import KLVAE, KLConfig
-from training.conversion import Conversion, on_meta, write_module
+from training.conversion import Conversion, on_meta, require_vq, write_module
 from training.sources import NESTS, Tensors, read_tensors
 from training.upstream import Recipe, count_numbers, vq_config, vq_tensors
 
@@ -124,7 +124,7 @@ def scale_vq_tensors(file: Path) -> Tensors:
             return None
         return re.sub(r"^quantize\.quant_resi\.(?:qresi_ls\.(\d+)|qresi|(\d+))\.", _filter_name, name)
 
-    return vq_tensors(read_tensors(file, VAR_VAE_NESTS)).renamed(rename)
+    return require_vq(vq_tensors(read_tensors(file, VAR_VAE_NESTS)), file).renamed(rename)
 
 
 def _filter_name(found: re.Match[str]) -> str:
