@@ -192,9 +192,14 @@ def kl_config(tensors: Tensors) -> KLConfig:
     return KLConfig(
         ch=stack.ch, ch_mult=stack.ch_mult, z_channels=stack.z_channels // 2,
         latent=tensors.shape("quant_conv.weight")[0] // 2, encoder_res=stack.encoder_res,
-        decoder_res=stack.decoder_res, decoder_attention=stack.attention,
-        encoder_attention=any(re.match(r"encoder\.conv_blocks\.\d+\.attn\.", name) for name in tensors),
+        decoder_res=stack.decoder_res, encoder_attention=_attention_levels(tensors, "encoder"),
+        decoder_attention=_attention_levels(tensors, "decoder"),
     )  # fmt: skip
+
+
+def _attention_levels(tensors: Tensors, part: str) -> tuple[int, ...]:
+    found = (re.match(rf"{part}\.conv_blocks\.(\d+)\.attn\.", name) for name in tensors)
+    return tuple(sorted({int(at[1]) for at in found if at}))
 
 
 def write_kl(folder: Path, kl: KLVAE, tensors: Tensors) -> str:

@@ -144,7 +144,7 @@ def _sampled(model: DiTModel, golden: Named, kind: str, count: str, scale: float
     for index, t in enumerate(reversed(range(len(schedule)))):
         t_N, step_B = torch.full((2 * rows,), t), torch.full((rows,), schedule.original[t])
         out = model.guided(x[:rows], step_B, golden["cfg.y"][:rows], scale)
-        eps, spread = torch.split(out, model.config.channels, 1)
+        eps, spread = out[:, : model.config.channels], out[:, model.config.channels :]
         if kind == "ddim":
             x, image = ddim(schedule, t_N, x, eps)
             images.append(image)

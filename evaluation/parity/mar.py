@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -91,15 +92,15 @@ def load_vae(tensors: Tensors, home: Path) -> KLVAE:
 
 def _file(folder: Path, file: Path, settings: Mapping[str, Any]) -> Iterator[Check]:
     with TemporaryDirectory() as home, torch.inference_mode():
-        names = read_tensors(file, (*MAR_NESTS, *RAW))
-        if "z_proj_ln.weight" not in names and "mask_token" not in names:
-            yield from _vae_file(folder, file, Path(home))
-            return
         config = settings["config"]
         if BROKEN in file.name:
-            yield refused(file.name, lambda: load(file, config, Path(home)))
+            yield refused(file.name, partial(_load_either, file, config, Path(home)))
             return
-        golden, model = read_golden(folder / "mar.golden.safetensors"), load(file, config, Path(home))
+        model = _load_either(file, config, Path(home))
+        if isinstance(model, KLVAE):
+            yield from _pictures(model, file.name, read_golden(folder / "vae.golden.safetensors"))
+            return
+        golden = read_golden(folder / "mar.golden.safetensors")
         found = _found(model, golden, settings)
         if file.suffix != ".safetensors":
             found |= _raw(file, config, golden, Path(home) / "raw")
@@ -107,19 +108,22 @@ def _file(folder: Path, file: Path, settings: Mapping[str, Any]) -> Iterator[Che
         yield from left_over(file.name, found, golden)
 
 
-def _vae_file(folder: Path, file: Path, home: Path) -> Iterator[Check]:
-    golden = read_golden(folder / "vae.golden.safetensors")
-    if BROKEN in file.name:
-        yield refused(file.name, lambda: load_vae(vq_tensors(read_tensors(file)), home))
-        return
-    vae = load_vae(vq_tensors(read_tensors(file)), home)
+def _load_either(file: Path, config: Mapping[str, Any], home: Path) -> MARModel | KLVAE:
+    """A transformer, or the autoencoder."""
+    tensors = read_tensors(file, (*MAR_NESTS, *RAW))
+    if any(name.startswith("decoder.up.") for name in tensors):
+        return load_vae(vq_tensors(tensors), home)
+    return load(file, config, home)
+
+
+def _pictures(vae: KLVAE, file: str, golden: Named) -> Iterator[Check]:
     found = {
         "vae.moments": vae.moments(golden["vae.image"]),
         "vae.decoded": vae.decode(golden["vae.tokens_latent"]),
     }
-    yield from compare(file.name, *scaled(found, golden), tolerance)
+    yield from compare(file, *scaled(found, golden), tolerance)
     pictures = vae.pictures(golden["vae.tokens_latent"])
-    yield same_pixels(f"{file.name} vae.decoded_u8", pictures, golden["vae.decoded_u8"].permute(0, 2, 3, 1))
+    yield same_pixels(f"{file} vae.decoded_u8", pictures, golden["vae.decoded_u8"].permute(0, 2, 3, 1))
 
 
 def _raw(file: Path, config: Mapping[str, Any], golden: Named, home: Path) -> dict[str, Tensor]:

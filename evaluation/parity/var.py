@@ -5,7 +5,7 @@ Every weight file goes through the converter into a model folder and is loaded f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -73,7 +73,7 @@ def _case(folder: Path, name: str, settings: Mapping[str, Any]) -> Iterator[Chec
     if "cases" in case:
         return _sampling(name, case, golden)
     if "ch_mult" in case["config"]:
-        return _tokenizer(folder, name, case["config"], golden)
+        return _tokenizer(_files(folder, name, settings), case["config"], golden)
     return _model(folder, name, case, golden, settings)
 
 
@@ -97,9 +97,12 @@ def load_vq(file: Path, config: Mapping[str, Any], home: Path) -> ScaleVQ:
     return load_scale_vq(home / "vae")
 
 
-def _files(folder: Path, name: str) -> list[Path]:
-    """`name` itself in any format, and `name_` in other layouts."""
-    return [path for path in weight_files(folder) if path.stem == name or path.name.startswith(f"{name}_")]
+def _files(folder: Path, name: str, cases: Container[str] = ()) -> list[Path]:
+    """`name` itself in any format, then `name_` in other layouts, which are no cases of their own."""
+    others = [
+        path for path in weight_files(folder) if path.name.startswith(f"{name}_") and path.stem not in cases
+    ]
+    return [path for path in weight_files(folder) if path.stem == name] + others
 
 
 def _vq(folder: Path, settings: Mapping[str, Any], home: str) -> ScaleVQ:
@@ -129,8 +132,8 @@ def _sampling(name: str, case: Mapping[str, Any], golden: Named) -> Iterator[Che
     yield from compare(name, found, golden, tolerance)
 
 
-def _tokenizer(folder: Path, name: str, config: Mapping[str, Any], golden: Named) -> Iterator[Check]:
-    for file in _files(folder, name):
+def _tokenizer(files: Sequence[Path], config: Mapping[str, Any], golden: Named) -> Iterator[Check]:
+    for file in files:
         with TemporaryDirectory() as home, torch.inference_mode():
             if BROKEN in file.name:
                 yield refused(file.name, partial(load_vq, file, config, Path(home)))
@@ -167,7 +170,7 @@ def _tokenizer_found(vq: ScaleVQ, golden: Named) -> dict[str, Tensor]:
 def _model(
     folder: Path, name: str, case: Mapping[str, Any], golden: Named, settings: Mapping[str, Any]
 ) -> Iterator[Check]:
-    for file in _files(folder, name):
+    for file in _files(folder, name, settings):
         with TemporaryDirectory() as home, torch.inference_mode():
             if BROKEN in file.name:
                 yield refused(file.name, partial(load, file, case["config"], Path(home)))

@@ -6,20 +6,22 @@ Source: Rombach et al., "High-resolution image synthesis with latent diffusion m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from shared.config import VQConfig
-from shared.models.vq import Decoder, Encoder
+from shared.models.vq import AttnBlock, Decoder, Encoder, ResBlock
 
 LATENT_SCALE = 0.2325  # a latent times this is a token of MAR
 
 
 @dataclass(frozen=True)
 class KLConfig:
-    """latent: numbers of a latent; attention at the lowest resolution of the encoder, of the decoder."""
+    """latent: numbers of a latent; *_attention: levels that have it, counted from the image in the encoder, from
+    the latents in the decoder. The middle always has it."""
 
     ch: int
     ch_mult: tuple[int, ...]
@@ -27,30 +29,22 @@ class KLConfig:
     latent: int
     encoder_res: int = 2
     decoder_res: int = 3
-    encoder_attention: bool = True
-    decoder_attention: bool = False
+    encoder_attention: tuple[int, ...] = (4,)
+    decoder_attention: tuple[int, ...] = ()
 
     @property
     def factor(self) -> int:
         """Pixels per latent and side."""
         return int(2 ** (len(self.ch_mult) - 1))
 
-    def _stack(self, z_channels: int, attention: bool) -> VQConfig:
+    @property
+    def stack(self) -> VQConfig:
+        """The convolutions, as a VQ without codes."""
         return VQConfig(
-            ch=self.ch, ch_mult=self.ch_mult, z_channels=z_channels, codebook_size=0,
-            codebook_dim=self.latent,
-            encoder_res=self.encoder_res, decoder_res=self.decoder_res, attention=attention, unit_codes=False,
+            ch=self.ch, ch_mult=self.ch_mult, z_channels=self.z_channels, codebook_size=0,
+            codebook_dim=self.latent, encoder_res=self.encoder_res, decoder_res=self.decoder_res,
+            attention=False, unit_codes=False,
         )  # fmt: skip
-
-    @property
-    def down(self) -> VQConfig:
-        """The encoder's convolutions; it gives mean and logarithm of the variance."""
-        return self._stack(2 * self.z_channels, self.encoder_attention)
-
-    @property
-    def up(self) -> VQConfig:
-        """The decoder's."""
-        return replace(self.down, z_channels=self.z_channels, attention=self.decoder_attention)
 
 
 class KLVAE(nn.Module):
@@ -59,7 +53,11 @@ class KLVAE(nn.Module):
     def __init__(self, config: KLConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = Encoder(config.down), Decoder(config.up)
+        # The encoder gives mean and logarithm of the variance.
+        self.encoder = Encoder(replace(config.stack, z_channels=2 * config.z_channels))
+        self.decoder = Decoder(config.stack)
+        _attend(self.encoder.conv_blocks, config.encoder_attention, config.stack.norm_groups)
+        _attend(self.decoder.conv_blocks, config.decoder_attention, config.stack.norm_groups)
         self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.latent, 1)
         self.post_quant_conv = nn.Conv2d(config.latent, config.z_channels, 1)
 
@@ -82,3 +80,10 @@ class KLVAE(nn.Module):
         """Latents on MAR's scale to uint8 [B, H, W, 3], rounded."""
         image = (self.decode(latent) + 1) / 2 * 255
         return image.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _attend(levels: nn.ModuleList, where: Sequence[int], groups: int) -> None:
+    """Give some levels an attention behind each of their residual blocks."""
+    for index in where:
+        blocks = [block for block in levels[index].modules() if isinstance(block, ResBlock)]
+        levels[index].attn = nn.ModuleList(AttnBlock(block.conv2.out_channels, groups) for block in blocks)
