@@ -172,6 +172,14 @@ def ddim(schedule: Schedule, t_N: Tensor, state: Tensor, eps: Tensor) -> tuple[T
     return before + at(np.sqrt(1 - schedule.kept_before), t_N, state) * eps, image
 
 
+def sensitivity(schedule: Schedule) -> Table:
+    """How far a DDIM step moves the state for each unit of error of the predicted noise [T]: the risk of a
+    step that is not the cloud's."""
+    before = np.sqrt(1 - schedule.kept_before)
+    carried = np.sqrt(schedule.kept_before / schedule.kept) * np.sqrt(1 - schedule.kept)
+    return np.asarray(np.abs(before - carried))
+
+
 def guided_eps(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     """u + s (c - u)."""
     return uncond + scale * (cond - uncond)

@@ -20,8 +20,8 @@ LATENT_SCALE = 0.2325  # a latent times this is a token of MAR
 
 @dataclass(frozen=True)
 class KLConfig:
-    """latent: numbers of a latent; *_attention: levels that have it, counted from the image in the encoder, from
-    the latents in the decoder. The middle always has it."""
+    """latent: numbers of a latent; *_attention: levels that have it, counted from the image in the encoder,
+    from the latents in the decoder. The middle always has it."""
 
     ch: int
     ch_mult: tuple[int, ...]
