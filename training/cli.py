@@ -24,7 +24,8 @@ from shared.models.zoo import load_cloud, load_device_package
 from training.artwork import make_artwork
 from training.base import BaseRun, BaseTrainer
 from training.clones import CLONES
-from training.convert import CONVERTED, Conversion, convert
+from training.conversion import CONVERTED, Conversion
+from training.convert import convert
 from training.critic import CriticRun, CriticTrainer
 from training.cut import Cut, cut, read_prompts
 from training.device import DeviceRun, DeviceTrainer, InterDRO

@@ -18,15 +18,16 @@ import torch
 
 from shared.config import TransformerConfig, VQConfig, to_dict
 from shared.errors import InvalidRequest, ModelMismatch, ModelUnavailable
-from shared.models.checkpoint import CONFIG, WEIGHTS, Shape, check_names, digest
+from shared.models.checkpoint import Shape, check_names
 from shared.models.families.chameleon import ChameleonModel
 from shared.models.families.janus import JanusModel
 from shared.models.families.llamagen import LlamaGenModel
 from shared.models.family import ImageModel
 from shared.models.tokenizer import TOKENIZER
 from shared.models.vq import VQModel
+from training.conversion import Conversion, require_vq, write_folder
+from training.generators import CONVERTERS
 from training.sources import Join, Tensors, read_shards, read_tensors
-from training.stream import write_tensors
 from training.upstream import (
     Recipe,
     chameleon_config,
@@ -49,34 +50,6 @@ _JOINS: dict[re.Pattern[str], Join] = {
 }
 _INNER = ("model", "language_config", "text_config")  # where settings nest the transformer's
 _FUSED = re.compile(r".*\.(wqkv|w13)\.weight")
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What to convert. Raises InvalidRequest for a family that has no official files.
-
-    source     weights of the transformer: a file or a folder
-    vq         weights of the VQ; None: those inside `source`
-    pixels     side of the images
-    heads      attention heads of a LlamaGen whose width was never published
-    tokens     longest prompt of a Chameleon or Janus, with what stands around it
-    tokenizer  tokenizer.json of a Chameleon or Janus; None: the one inside `source`
-    """
-
-    source: Path
-    target: Path
-    family: str
-    pixels: int
-    vq: Path | None = None
-    heads: int | None = None
-    tokens: int = 128
-    tokenizer: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.family not in CONVERTED:
-            raise InvalidRequest(
-                f"no converter for family {self.family!r}", f"allowed: {', '.join(CONVERTED)}"
-            )
 
 
 @dataclass(frozen=True)
@@ -104,6 +77,8 @@ def convert(order: Conversion) -> tuple[str, str]:
     Raises ModelUnavailable that names missing, extra and mis-shaped tensors, ModelMismatch where VQ,
     transformer and tokenizer do not belong together.
     """
+    if order.family in CONVERTERS:
+        return CONVERTERS[order.family](order)
     layout = _LAYOUTS[order.family]
     raw, vq = _read_source(order.source), _read_vq(order, layout)
     shape = check_vq(vq, layout.unit_codes, layout.pixel_shift)
@@ -137,13 +112,15 @@ def write_transformer(folder: Path, model: ImageModel, tensors: Tensors) -> str:
     check_names(_UNFIT, wanted, found)
     config = {"kind": "cloud", **model.describe()}
     ours = {f"gpt.{name}": shape for name, shape in wanted.items()}
-    return _write(folder, config, ours, tensors, {f"gpt.{name}": made for name, made in recipes.items()})
+    made_of = {f"gpt.{name}": made for name, made in recipes.items()}
+    return write_folder(folder, config, ours, tensors, made_of)
 
 
 def write_vq(folder: Path, tensors: Tensors, shape: VQConfig) -> str:
     """Write `vq/` of tensors that `check_vq` has seen; returns its digest."""
     config = {"kind": "vq", "vq": to_dict(shape)}
-    return _write(folder, config, dict(tensors.shapes), tensors, {name: Recipe((name,)) for name in tensors})
+    same = {name: Recipe((name,)) for name in tensors}
+    return write_folder(folder, config, tensors.shapes, tensors, same)
 
 
 def check_vq(tensors: Tensors, unit_codes: bool = True, pixel_shift: float = 128.0) -> VQConfig:
@@ -184,10 +161,7 @@ def _grid(pixels: int, factor: int) -> int:
 
 def _read_vq(order: Conversion, layout: _Layout) -> Tensors:
     file = order.vq or _vq_file(order.source)
-    tensors = layout.vq(read_tensors(file))
-    if "quantize.embedding.weight" not in tensors:
-        raise ModelUnavailable(f"there is no VQ in {file}", "", "name the file that holds it with --vq")
-    return tensors
+    return require_vq(layout.vq(read_tensors(file)), file)
 
 
 def _llamagen(order: Conversion, raw: Tensors, grid: int) -> LlamaGenModel:
@@ -213,7 +187,6 @@ _LAYOUTS = {
     ChameleonModel.family: _Layout(_chameleon, unit_codes=False),
     JanusModel.family: _Layout(_janus, janus_name, janus_vq),
 }
-CONVERTED = tuple(_LAYOUTS)
 
 
 def _recipe(name: str, tensors: Tensors, shape: TransformerConfig) -> Recipe:
@@ -225,19 +198,6 @@ def _recipe(name: str, tensors: Tensors, shape: TransformerConfig) -> Recipe:
 def _like(wanted: Shape, found: Shape) -> Shape:
     """One row shared by all heads is stored without its dimension in some layouts."""
     return wanted if wanted == (1, *found) else found
-
-
-def _write(
-    folder: Path,
-    config: dict[str, Any],
-    shapes: dict[str, Shape],
-    tensors: Tensors,
-    recipes: dict[str, Recipe],
-) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS, shapes, tensors.dtype, lambda name: recipes[name].make(tensors))
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    return digest(folder)
 
 
 def _fair_folder(source: Path) -> Path:

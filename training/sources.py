@@ -24,7 +24,8 @@ from shared.models.checkpoint import Shape
 # How the parts of a tensor in several files become one: along an axis, as a table with a row per file; or
 # each file has all of it.
 Join = Literal["rows", "columns", "table", "copy"]
-NESTS = ("model", "module", "state_dict")  # plain, DeepSpeed, Lightning; in this order, then the top level
+# Plain, DeepSpeed, Lightning; in this order, then the top level. A dot leads into a nest of a nest.
+NESTS = ("model", "module", "state_dict")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _KINDS = {"BF16": torch.bfloat16, "F16": torch.float16}
 _INDEX = ("*.safetensors.index.json", "*.bin.index.json")
@@ -82,8 +83,9 @@ class Tensors(Mapping[str, Tensor]):
         return Tensors(shapes, self.dtype, lambda new: self[old[new]])
 
 
-def read_tensors(path: Path) -> Tensors:
-    """The tensors of a .safetensors file, of a pickled file, or of a Hugging Face folder of either kind.
+def read_tensors(path: Path, nests: Sequence[str] = NESTS) -> Tensors:
+    """The tensors of a .safetensors file, of a pickled file (the first of its `nests` that is there), or of a
+    Hugging Face folder of either kind.
 
     Raises ModelUnavailable where there are none, or where a pickle holds more than tensors.
     """
@@ -91,7 +93,7 @@ def read_tensors(path: Path) -> Tensors:
         return _folder(path)
     if not path.is_file():
         raise ModelUnavailable(f"there is no file {path}")
-    return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path, nests)
 
 
 def read_shards(paths: Sequence[Path], join: Callable[[str], Join]) -> Tensors:
@@ -151,17 +153,17 @@ def _indexed(index: Path) -> Tensors:
 def _safetensors(path: Path) -> Tensors:
     file: Any = safe_open(path, "pt")  # stays open: tensors are read when they are asked for
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-    kinds = {_KINDS.get(part.get_dtype(), torch.float32) for part in slices.values()}
+    kinds = {_KINDS.get(kind, torch.float32) for part in slices.values() if "F" in (kind := part.get_dtype())}
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     return Tensors(shapes, _widest(kinds), file.get_tensor)
 
 
-def _pickled(path: Path) -> Tensors:
-    found = _unnested(_unpickled(path))
+def _pickled(path: Path, nests: Sequence[str]) -> Tensors:
+    found = _unnested(_unpickled(path), nests)
     strange = sorted(name for name, value in found.items() if not isinstance(value, Tensor | None))
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if strange or not tensors:
-        allowed = f"allowed: a dict of tensors, or one under {', '.join(NESTS)}"
+        allowed = f"allowed: a dict of tensors, or one under {', '.join(nests)}"
         raise ModelUnavailable(f"{path} holds no weights", f"strange entries {strange[:8]}; {allowed}")
     kinds = {value.dtype for value in tensors.values() if value.is_floating_point()}
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
@@ -169,13 +171,16 @@ def _pickled(path: Path) -> Tensors:
 
 
 def _widest(kinds: Iterable[torch.dtype]) -> torch.dtype:
-    return functools.reduce(torch.promote_types, kinds)
+    return functools.reduce(torch.promote_types, set(kinds) or {torch.float32})
 
 
-def _unnested(content: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever the file holds
-    for nest in NESTS:
-        if isinstance(content, dict) and isinstance(content.get(nest), dict):
-            return dict(content[nest])
+def _unnested(content: Any, nests: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401 - whatever the file holds
+    for nest in nests:
+        inner = content
+        for name in nest.split("."):
+            inner = inner.get(name) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
+            return dict(inner)
     return dict(content) if isinstance(content, dict) else {}
 
 

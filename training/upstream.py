@@ -186,13 +186,13 @@ def chameleon_config(
     )  # fmt: skip
 
 
-def vq_config(tensors: Tensors, unit_codes: bool, pixel_shift: float) -> VQConfig:
-    """The shape of a VQ under LlamaGen's names. Raises ModelUnavailable where a tensor that says a size is
-    missing."""
+def vq_config(tensors: Tensors, unit_codes: bool, pixel_shift: float, codebook: bool = True) -> VQConfig:
+    """The shape of a VQ, or of an autoencoder without `codebook`, under LlamaGen's names. Raises
+    ModelUnavailable where a tensor that says a size is missing."""
     ch = tensors.shape("encoder.conv_in.weight")[0]
     levels = count(tensors, "encoder.conv_blocks.")
     widths = [tensors.shape(f"encoder.conv_blocks.{i}.res.0.conv2.weight")[0] for i in range(levels)]
-    codes, width = tensors.matrix("quantize.embedding.weight")
+    codes, width = tensors.matrix("quantize.embedding.weight") if codebook else (0, 0)
     return VQConfig(
         ch=ch, ch_mult=tuple(w // ch for w in widths), z_channels=tensors.shape("encoder.conv_out.weight")[0],
         codebook_size=codes, codebook_dim=width, encoder_res=count(tensors, "encoder.conv_blocks.0.res."),

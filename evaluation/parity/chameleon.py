@@ -19,7 +19,8 @@ from shared.models.checkpoint import load_model, load_vq
 from shared.models.families.chameleon import ChameleonModel
 from shared.models.kv_cache import plain_window
 from shared.models.vq import VQModel
-from training.convert import Conversion, convert
+from training.conversion import Conversion
+from training.convert import convert
 
 LAYOUTS = {"hf": ".", "fair": "fair"}
 

@@ -20,6 +20,8 @@ from torch import Tensor
 from shared.errors import CiarError, InvalidRequest, ModelUnavailable
 
 Named = Mapping[str, Tensor]
+BROKEN = "BROKEN"  # in the name of a file that must be refused
+WEIGHTS = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,18 @@ def compare(case: str, found: Named, golden: Named, tolerance: Callable[[str], f
             yield close(what, found[name], golden[name], tolerance(name))
         else:
             yield same(what, found[name], golden[name])
+
+
+def scaled(found: Named, golden: Named) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Both, floats divided by the largest golden value where that is above 1: errors become relative."""
+    sizes = {n: max(1.0, v.abs().max().item()) for n, v in golden.items() if v.is_floating_point()}
+    ours, theirs = ({n: v / sizes[n] if n in sizes else v for n, v in of.items()} for of in (found, golden))
+    return ours, theirs
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Files of weights, the golden ones aside."""
+    return sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS and ".golden" not in file.name)
 
 
 def guarded(case: str, checks: Iterator[Check]) -> Iterator[Check]:

@@ -17,7 +17,8 @@ from shared.errors import ModelUnavailable
 from shared.models.checkpoint import load_model, load_vq
 from shared.models.families.janus import JanusModel
 from shared.models.vq import VQModel
-from training.convert import Conversion, convert
+from training.conversion import Conversion
+from training.convert import convert
 
 
 def check(folder: Path, settings: Mapping[str, Any]) -> Iterator[Check]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.parity.checks import Check, Named, close, compare, guarded, read_golden, refused, same
+from evaluation.parity.checks import BROKEN, Check, Named, close, compare, guarded, read_golden, refused, same
 from evaluation.parity.decode import embed_all
 from evaluation.parity.llamagen_gpt import SUFFIXES, load, tolerance, transformers
 from shared.decoding.warp import Warp, warp_logits
@@ -25,8 +25,6 @@ from shared.models.vq import VQModel, from_pixels
 from training.convert import check_vq, write_vq
 from training.sources import read_tensors
 from training.upstream import vq_tensors
-
-BROKEN = "BROKEN"
 
 
 def check(folder: Path, settings: Mapping[str, Any]) -> Iterator[Check]:

@@ -100,7 +100,7 @@ def save_vq(folder: Path, model: VQModel) -> str:
 def load_vq(folder: Path) -> VQModel:
     """Read a VQ tokenizer. Raises ModelUnavailable as `read_config` and `load_weights` do."""
     shape = from_dict(VQConfig, read_config(folder, "vq")["vq"])
-    model = _empty(lambda: VQModel(shape))
+    model = unfilled(lambda: VQModel(shape))
     load_weights(folder, model)
     return model.eval()
 
@@ -113,7 +113,7 @@ def save_model(folder: Path, model: ImageModel, dtype: torch.dtype = torch.float
 def load_model(folder: Path) -> ImageModel:
     """Read a cloud model. Raises ModelUnavailable as `read_config` and `load_weights` do."""
     config = read_config(folder, "cloud")
-    model = _empty(lambda: build(config, folder.parent))
+    model = unfilled(lambda: build(config, folder.parent))
     load_weights(folder, model)
     return model.eval()
 
@@ -128,12 +128,12 @@ def load_device(folder: Path) -> DeviceModel:
     """Read a device model. Raises ModelUnavailable as `read_config` and `load_weights` do."""
     config = read_config(folder, "device")
     shape = from_dict(DeviceConfig, config["device"])
-    model = _empty(lambda: DeviceModel(build(config, folder.parent), shape))
+    model = unfilled(lambda: DeviceModel(build(config, folder.parent), shape))
     load_weights(folder, model)
     return model.eval()
 
 
-def _empty(make: Callable[[], ModuleT]) -> ModuleT:
+def unfilled(make: Callable[[], ModuleT]) -> ModuleT:
     """The module with memory but without initial weights, for billions of which drawing takes minutes."""
     with torch.device("meta"):
         module = make()

@@ -7,7 +7,11 @@ import torch
 from torch import nn
 
 from shared.config import TransformerConfig, VQConfig
+from shared.models.families.dit import DiTConfig, DiTModel
 from shared.models.families.llamagen import HEADS
+from shared.models.families.mar import MARConfig, MARModel, TowerConfig
+from shared.models.families.var import VARConfig, VARModel
+from shared.models.families.var_vae import ScaleVQ, ScaleVQConfig
 from shared.models.transformer import Transformer
 from shared.models.vq import VQModel
 from tests.published import split
@@ -108,3 +112,43 @@ def test_vq_tokenizers() -> None:
         chameleon = VQModel(VQConfig(128, (1, 1, 2, 2, 4), 256, 8192, 256, attention=False))
     assert (count(llamagen), len(llamagen.state_dict())) == (71_883_403, 343)
     assert count(chameleon) / 1e6 == pytest.approx(68.7, abs=0.05)
+
+
+SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameters"), [(16, 310_283_520), (20, 600_917_136), (24, 1_033_399_360), (30, 2_010_020_356)]
+)
+def test_var(depth: int, parameters: int) -> None:
+    with torch.device("meta"):
+        model = VARModel(VARConfig(depth, 64 * depth, depth, 1000, 4096, 32, SCALES, 256 * depth))
+    assert count(model) == parameters
+    assert model.config.offsets[-2:] == (424, 680)
+
+
+def test_the_tokenizer_of_var() -> None:
+    with torch.device("meta"):
+        vq = ScaleVQ(VQConfig(160, (1, 1, 2, 2, 4), 32, 4096, 32, unit_codes=False), ScaleVQConfig(SCALES, 4))
+    assert (count(vq), count(vq.decoder)) == (108_948_355, 64_653_923)
+
+
+@pytest.mark.parametrize(
+    ("dim", "depth", "heads", "head", "millions"),
+    [
+        (768, 12, 12, (1024, 6), (208, 36)),
+        (1024, 16, 16, (1280, 8), (478, 72)),  # published as 479
+        (1280, 20, 16, (1536, 12), (942, 151)),  # published as 943
+    ],
+)
+def test_mar(dim: int, depth: int, heads: int, head: tuple[int, int], millions: tuple[int, int]) -> None:
+    tower = TowerConfig(dim, depth, heads, 4 * dim)
+    with torch.device("meta"):
+        model = MARModel(MARConfig(tower, tower, 256, 16, 64, 1000, *head))
+    assert (round(count(model) / 1e6), round(count(model.diffloss) / 1e6)) == millions
+
+
+def test_dit() -> None:
+    with torch.device("meta"):
+        model = DiTModel(DiTConfig(28, 1152, 16, 4608, 2, 4, 32, 1000))
+    assert count(model) == 675_129_632

@@ -27,7 +27,8 @@ from tests import published
 from tests.published import CHAMELEON, HEADS, LLAMAGEN, PIXELS, State
 from tests.published_janus import JANUS, janus_state, write_janus
 from training import cli
-from training.convert import Conversion, convert, read_transformer
+from training.conversion import Conversion
+from training.convert import convert, read_transformer
 from training.sources import read_tensors
 
 torch.set_num_threads(1)
