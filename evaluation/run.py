@@ -19,9 +19,11 @@ from statistics import fmean
 import numpy as np
 
 from device_client.link import CloudLink
-from device_client.loop import Counters, Progress, Request, decode
+from device_client.loop import Progress, Request, decode
 from device_client.policy import Policy
+from evaluation.network import LOOPBACK, Profile
 from evaluation.policies import Row
+from evaluation.records import Record
 from shared.errors import CiarError
 from shared.models.zoo import DevicePackage
 
@@ -31,43 +33,53 @@ PAPER_SPAN = 5  # tokens per span of the rows that compare gates
 TUNING_SEED = 5_000  # images that settle a threshold are never measured
 
 
-@dataclass(frozen=True)
-class Record:
-    """One image by one row."""
-
-    row: str
-    prompt: str
-    seed: int
-    tokens: tuple[int, ...]
-    counters: Counters
-
-
 @contextlib.contextmanager
 def cloud_server(model: str, *flags: str) -> Iterator[str]:
     """A `cloud-server` process on a free loopback port; yields its address and ends it by pid.
 
     Raises CiarError with the server's own words when it does not get ready.
     """
-    command = [sys.executable, "-m", "cloud_server.cli", "--model", model, "--port", "0", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+    command = ("cloud_server.cli", "--model", model, "--port", "0", *flags)
+    with _program("cloud-server", command, r"serving .* on (\S+:\d+)") as address:
+        yield address
+
+
+@contextlib.contextmanager
+def link_to(target: str, profile: Profile, seed: int = 0) -> Iterator[str]:
+    """The address to reach `target` at through a link of its own process; the loopback link is none at all.
+
+    Raises CiarError with the link's own words when it does not get ready.
+    """
+    if profile == LOOPBACK:
+        yield target
+        return
+    command = ("evaluation.cli", "link", "--profile", profile.name, "--to", target, "--seed", str(seed))
+    with _program("ciar-eval link", command, r" on (\S+:\d+)") as address:
+        yield address
+
+
+@contextlib.contextmanager
+def _program(name: str, command: Sequence[str], ready: str) -> Iterator[str]:
+    words = [sys.executable, "-m", *command]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
         try:
-            yield _address(server)
+            yield _address(name, program, ready)
         finally:
-            server.send_signal(signal.SIGTERM)
+            program.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(15)
-            server.kill()
+                program.wait(15)
+            program.kill()
 
 
-def _address(server: subprocess.Popen[str]) -> str:
-    assert server.stdout is not None
+def _address(name: str, program: subprocess.Popen[str], ready: str) -> str:
+    assert program.stdout is not None
     heard = []
     deadline_s = time.monotonic() + READY_S
-    while time.monotonic() < deadline_s and (line := server.stdout.readline()):
+    while time.monotonic() < deadline_s and (line := program.stdout.readline()):
         heard.append(line)
-        if ready := re.search(r"serving .* on (\S+:\d+)", line):
-            return ready[1]
-    raise CiarError("cloud-server did not get ready", "".join(heard)[-2000:])
+        if found := re.search(ready, line):
+            return found[1]
+    raise CiarError(f"{name} did not get ready", "".join(heard)[-2000:])
 
 
 async def draw(package: DevicePackage, target: str, request: Request, policy: Policy) -> Progress:
@@ -76,6 +88,12 @@ async def draw(package: DevicePackage, target: str, request: Request, policy: Po
         async for progress in decode(package, request, policy, link):
             last = progress
     return last
+
+
+async def watch(package: DevicePackage, target: str, request: Request, policy: Policy) -> list[Progress]:
+    """One image, step by step."""
+    async with CloudLink(target) as link:
+        return [progress async for progress in decode(package, request, policy, link)]
 
 
 @dataclass(frozen=True)
