@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfi
 
 from evaluation.verbs.bench import Bench
 from evaluation.verbs.link import Link, LinkCheck
+from evaluation.verbs.quality import Quality
 from evaluation.verbs.sheet import Sheet
 from evaluation.verbs.study import All, Figure, Table
 from shared.config import wrong_values
@@ -31,6 +32,7 @@ class EvalApp(BaseSettings):
     all: CliSubCommand[All]
     table: CliSubCommand[Table]
     figure: CliSubCommand[Figure]
+    quality: CliSubCommand[Quality]
     bench: CliSubCommand[Bench]
     sheet: CliSubCommand[Sheet]
     link: CliSubCommand[Link]

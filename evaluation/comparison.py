@@ -85,15 +85,16 @@ def shown(column: Column, figure: Figure | None) -> str:
 def markdown(spec: TableSpec, body: Body) -> str:
     """The table with its title and its notes."""
     rows = [header(spec), ["---"] + ["--:"] * (len(header(spec)) - 1)]
-    reasons = []
+    reasons: dict[str, list[str]] = {}
     for line, measured in body:
         cells = [MISSING] * len(spec.columns)
         if isinstance(measured, str):
-            reasons.append(f"{line.name}: {measured}")
+            reasons.setdefault(measured, []).append(line.name)
         else:
             cells = [shown(column, figure) for column, figure in zip(spec.columns, measured, strict=True)]
         rows.append([line.name, *cells, *(line.paper.get(title, MISSING) for title in spec.paper)])
-    told = [f"- {note}" for note in (*spec.notes, *reasons)]
+    empty = [f"{', '.join(names)}: {reason}." for reason, names in reasons.items()]
+    told = [f"- {note}" for note in (*spec.notes, *empty)]
     table = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([f"## Table {spec.number}. {spec.title}", "", *table, "", *told]).rstrip() + "\n"
 
