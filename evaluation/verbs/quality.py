@@ -24,7 +24,7 @@ ROWS = (BASE, EXACT[0], CIAR)
 
 
 class Quality(Study):
-    """FID, IPR, CLIP score and HPSv2.1 of our rows, each where its weights are named; nothing is downloaded."""
+    """FID, IPR, CLIP score and HPSv2.1 of our rows, each where its weights are named on this machine."""
 
     inception: Path | None = Field(None, description="pt_inception-2015-12-05-6726825d.pth, for FID and IPR")
     clip: Path | None = Field(None, description="folder of openai/clip-vit-base-patch32")
@@ -48,7 +48,7 @@ class Quality(Study):
 
     def _check(self) -> None:
         if self.inception is None and self.clip is None:
-            raise InvalidRequest("no weights are named", "allowed: --inception FILE, --clip FOLDER, --hps FILE")
+            raise InvalidRequest("no weights are named", "allowed: --inception, --clip, --hps")
         if self.inception is not None and self.reference is None:
             raise InvalidRequest("FID without real pictures", "--reference names their folder")
         if self.hps is not None and self.clip is None:
