@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from device_client.link import CloudLink
@@ -23,7 +22,16 @@ from device_client.policy import Policy
 from evaluation.network import profile_named
 from evaluation.policies import Row
 from evaluation.records import WARM_UPS, Book, Record, Setting, commit, machine
-from evaluation.run import PAPER_SPAN, TRIED_BUDGETS, TUNING_SEED, cloud_server, draw, link_to, watch
+from evaluation.run import (
+    TUNING_SEED,
+    cloud_server,
+    draw,
+    gate_row,
+    link_to,
+    settled,
+    tried_thresholds,
+    watch,
+)
 from shared.decoding.calibration import Calibration
 from shared.errors import InvalidRequest
 from shared.models.zoo import DevicePackage, load_device_package
@@ -117,19 +125,11 @@ class Campaign:
         return self._loop.run(watch(package, target, self._request(turn, image), policy))
 
     def matched(self, gate: str, budget: float, images: Sequence[tuple[str, int]]) -> Row:
-        """The row of a gate whose threshold really gives `budget` cloud forwards per token.
-
-        Calibrated call rates are teacher-forced; an image in which kept tokens stand in for the cloud's asks
-        at another rate. So a few thresholds are tried on images of their own, and tau is interpolated.
-        """
-        table = self.calibration().table(gate)
-        tried = sorted({table.threshold(rate) for rate in TRIED_BUDGETS}, reverse=True)
-        turns = [Turn(gate_row(gate, tau, gate)) for tau in tried]
+        """The row of a gate whose threshold really gives `budget` cloud forwards per token: see `settled`."""
+        tried = tried_thresholds(self.calibration(), gate)
         own = [(prompt, TUNING_SEED + seed) for prompt, seed in images[::TUNING_SHARE]]
-        drawn = self.records(turns, own, warm=False)
-        calls = [float(np.mean([record.counters.call_rate for record in records])) for records in drawn]
-        tau = float(np.interp(budget, np.maximum.accumulate(calls), tried))
-        return gate_row(f"{gate}, {budget:.0%}", tau, gate)
+        drawn = self.records([Turn(gate_row(gate, tau, gate)) for tau in tried], own, warm=False)
+        return gate_row(f"{gate}, {budget:.0%}", settled(tried, drawn, budget), gate)
 
     def _warm_up(self, turns: Sequence[Turn], images: Sequence[tuple[str, int]]) -> None:
         for count in range(WARM_UPS):
@@ -205,8 +205,3 @@ class Campaign:
         found = self._find(turn, image, warm)
         assert found is not None, "drawn a moment ago"
         return found
-
-
-def gate_row(name: str, threshold: float, gate: str) -> Row:
-    """The paper's system with one gate: spans of 5, a prefix, local tokens."""
-    return Row(name, "ciar", {"gate": gate, "threshold": threshold, "span": PAPER_SPAN})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics import Looks
+from evaluation.metrics import NEIGHBOURS, Looks
 from evaluation.network import Profile, profile_named
 from evaluation.records import Record
 from evaluation.statistics import Figure, Picks, bootstrap, exactly
@@ -135,8 +135,10 @@ def measured_s(sample: Sample) -> Figure:
 
 
 def distance(sample: Sample) -> Figure | None:
-    """FD-emoji."""
-    return exactly(sample.looks.distance(np.arange(len(sample.records)))) if sample.looks else None
+    """FD-emoji; none of fewer than two pictures."""
+    if sample.looks is None or sample.looks.fewest < 2:
+        return None
+    return exactly(sample.looks.distance(np.arange(len(sample.records))))
 
 
 def _against_base(
@@ -144,7 +146,7 @@ def _against_base(
 ) -> Callable[[Sample], Figure | None]:
     def figure(sample: Sample) -> Figure | None:
         ours, base = sample.looks, sample.base_looks
-        if ours is None or base is None:
+        if ours is None or base is None or ours.fewest < 2:
             return None
         return bootstrap(lambda picks: measure(ours, picks) - measure(base, picks), len(sample.records))
 
@@ -153,7 +155,7 @@ def _against_base(
 
 def _overlap(name: str) -> Callable[[Sample], Figure | None]:
     def figure(sample: Sample) -> Figure | None:
-        if sample.looks is None:
+        if sample.looks is None or sample.looks.fewest <= NEIGHBOURS:
             return None
         found = sample.looks.overlap()
         if name == "f1":

@@ -150,7 +150,11 @@ class Looks:
         return overlap(self.drawn_ND, self.reference.features_MD)
 
     @property
+    def fewest(self) -> int:
+        """Pictures in the smaller of the two sets."""
+        return min(len(self.drawn_ND), len(self.reference.features_MD))
+
+    @property
     def biased(self) -> bool:
         """Whether there are fewer pictures than twice the features: then only differences say something."""
-        fewest = min(len(self.drawn_ND), len(self.reference.features_MD))
-        return fewest < 2 * int(self.drawn_ND.shape[1])
+        return self.fewest < 2 * int(self.drawn_ND.shape[1])

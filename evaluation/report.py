@@ -4,8 +4,8 @@ nothing of what the columns count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from evaluation.campaign import Campaign, Turn
@@ -56,8 +56,10 @@ class Jury:
         return self.reference
 
 
-def make_table(spec: TableSpec, campaign: Campaign, jury: Jury, images: Images) -> Body:
-    """Draw what is missing and fill a table."""
+def make_table(
+    spec: TableSpec, campaign: Campaign, jury: Jury, images: Images
+) -> tuple[TableSpec, Body]:
+    """Draw what is missing and fill a table; it comes back with notes on these images."""
     turns = {place: _turn(line, campaign, images) for place, line in enumerate(spec.lines)}
     wanted: list[Turn] = []  # rows hold mappings, which have no hash
     for turn in turns.values():
@@ -71,7 +73,19 @@ def make_table(spec: TableSpec, campaign: Campaign, jury: Jury, images: Images) 
         else:
             ours, base = (records[wanted.index(each)] for each in (turn, Turn(BASE, turn.link)))
             samples[place] = _sample(campaign, jury, images, ours, base)
-    return fill(spec, samples)
+    return replace(spec, notes=(*spec.notes, *_notes(spec, samples, images))), fill(spec, samples)
+
+
+def _notes(spec: TableSpec, samples: Mapping[int, Sample | str], images: Images) -> list[str]:
+    """How many images there were, and what is to be known of their figures."""
+    notes = [f"{len(images)} images a row; intervals are 95 %, by resampling images."]
+    judged = [sample.looks for sample in samples.values() if isinstance(sample, Sample)]
+    asked = any(column.title.endswith(("emoji", "base")) for column in spec.columns)
+    if asked and not any(judged):
+        notes.append("No critic: --critic names one, and the columns of quality are filled.")
+    elif asked and any(look.biased for look in judged if look):
+        notes.append("Fewer pictures than twice the features: read differences of FD-emoji, not its values.")
+    return notes
 
 
 def _turn(line: Line, campaign: Campaign, images: Images) -> Turn | str:

@@ -24,6 +24,7 @@ from device_client.policy import Policy
 from evaluation.network import LOOPBACK, Profile
 from evaluation.policies import Row
 from evaluation.records import Record
+from shared.decoding.calibration import Calibration
 from shared.errors import CiarError
 from shared.models.zoo import DevicePackage
 
@@ -126,17 +127,29 @@ def run_rows(package: DevicePackage, target: str, schedule: Schedule) -> Iterato
 
 
 def matched(package: DevicePackage, target: str, prompts: Sequence[str], gate: str, budget: float) -> Row:
-    """The row of a gate whose threshold really gives `budget` cloud forwards per token.
+    """The row of a gate whose threshold really gives `budget` cloud forwards per token: see `settled`."""
+    tried = tried_thresholds(package.calibration, gate)
+    schedules = (Schedule((gate_row(gate, tau, gate),), prompts[::5], 0, TUNING_SEED) for tau in tried)
+    drawn = [[*run_rows(package, target, schedule)] for schedule in schedules]
+    return gate_row(f"ciar, {gate}", settled(tried, drawn, budget), gate)
+
+
+def gate_row(name: str, threshold: float, gate: str) -> Row:
+    """The paper's system with one gate: spans of 5, a prefix, local tokens."""
+    return Row(name, "ciar", {"gate": gate, "threshold": threshold, "span": PAPER_SPAN})
+
+
+def tried_thresholds(calibration: Calibration, gate: str) -> list[float]:
+    """Thresholds of a gate to settle one between, those that ask least first."""
+    table = calibration.table(gate)
+    return sorted({table.threshold(rate) for rate in TRIED_BUDGETS}, reverse=True)
+
+
+def settled(tried: Sequence[float], drawn: Sequence[Sequence[Record]], budget: float) -> float:
+    """The threshold that gives `budget` cloud forwards per token, of images drawn at each that was tried.
 
     Calibrated call rates are teacher-forced; an image in which kept tokens stand in for the cloud's asks at
-    another rate. So a few thresholds are tried on images of their own, and tau is interpolated between them.
+    another rate. So thresholds are tried on images of their own, and tau is interpolated between them.
     """
-    table = package.calibration.table(gate)
-    tried = sorted({table.threshold(rate) for rate in TRIED_BUDGETS}, reverse=True)
-    calls = []
-    for tau in tried:
-        row = Row(gate, "ciar", {"gate": gate, "threshold": tau, "span": PAPER_SPAN})
-        images = run_rows(package, target, Schedule((row,), prompts[::5], 0, TUNING_SEED))
-        calls.append(fmean(image.counters.call_rate for image in images))
-    tau = float(np.interp(budget, np.maximum.accumulate(calls), tried))
-    return Row(f"ciar, {gate}", "ciar", {"gate": gate, "threshold": tau, "span": PAPER_SPAN})
+    calls = [fmean(image.counters.call_rate for image in images) for images in drawn]
+    return float(np.interp(budget, np.maximum.accumulate(calls), tried))

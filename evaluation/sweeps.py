@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from device_client.progress import Progress
-from evaluation.campaign import Campaign, Turn, gate_row
+from evaluation.campaign import Campaign, Turn
 from evaluation.columns import Sample, communication_s, computing_s, differing
 from evaluation.network import PROFILES, Profile
 from evaluation.policies import BASE, CIAR, EXACT, Row
 from evaluation.records import Record
 from evaluation.report import Images
+from evaluation.run import gate_row
 from evaluation.statistics import Figure, exactly
 from shared.errors import InvalidRequest
 
@@ -25,6 +26,7 @@ BUDGETS = (0.12, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4)
 SWEPT_GATES = ("interval", "entropy", "margin", "random")
 PREFIXES = (0.0, 0.03, 0.06, 0.12, 0.25)
 ROUND_TRIPS_S = tuple(0.005 * step for step in range(41))  # 0 to 200 ms
+ASKED = (0.1, 0.2, 0.3, 0.4)  # shares of tokens at which ciar-eval auroc counts the wrong ones
 RIVALS = (BASE, EXACT[0], CIAR)
 
 
@@ -179,28 +181,26 @@ def waterfall(steps: Sequence[Progress]) -> list[Stretch]:
     return stretches
 
 
-def receiver_curves(file: Path) -> Plot:
-    """The curves that `ciar-eval auroc` wrote: one JSON object a line with `gate`, `auroc`, and equally long
-    lists `asked_right` and `asked_wrong`, the shares of differing and of equal draws asked about.
+def ranked_gates(file: Path) -> Plot:
+    """What `ciar-eval auroc` wrote: a JSON list of gates, each with `gate`, `auroc.value` and `wrong`, the
+    shares of all tokens that are wrong when ASKED shares are asked about.
 
-    Raises InvalidRequest for a file without such lines.
+    Raises InvalidRequest for another file.
     """
     if not file.is_file():
         raise InvalidRequest(f"no file {file}", "ciar-eval auroc writes it", "name it with --auroc")
     curves = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            told = json.loads(line)
-            points = zip(told["asked_wrong"], told["asked_right"], strict=True)
-            name = f"{told['gate']} ({told['auroc']:.3f})"
-            curves.append(Curve(name, tuple((float(x), exactly(float(y))) for x, y in points)))
-        except (KeyError, TypeError, ValueError) as error:
-            where = f"{file}, line {number}"
-            raise InvalidRequest(f"{where}: {error}", "ciar-eval auroc writes such files") from error
+    try:
+        for told in json.loads(file.read_text(encoding="utf-8")):
+            points = zip(ASKED, [exactly(float(wrong)) for wrong in told["wrong"]], strict=True)
+            curves.append(Curve(f"{told['gate']} ({told['auroc']['value']:.3f})", tuple(points)))
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise InvalidRequest(f"{file} is not of ciar-eval auroc", why) from error
     return Plot(
         "auroc",
-        "Which draws differ from the cloud's: what each gate knows",
-        "share of equal draws asked about",
-        "share of differing draws asked about",
+        "What each gate lets through, and its AUROC",
+        "share of tokens asked about",
+        "share of tokens wrong",
         tuple(curves),
     )

@@ -42,7 +42,7 @@ class Study(BaseModel):
     critic: Path | None = Field(None, description="folder of a critic instead of the model's own")
     reference: Path | None = Field(None, description="folder of real pictures instead of the base's own")
     threads: int = Field(1, description="torch threads of the device", gt=0)
-    auroc: Path | None = Field(None, description="what ciar-eval auroc wrote, for its figure")
+    auroc: Path | None = Field(None, description="the JSON of ciar-eval auroc, for its figure")
     out: Path = Field(Path("results"), description="folder of records.jsonl, tables and figures")
 
     def wanted(self, count: int | None = None) -> Images:
@@ -71,8 +71,7 @@ class Study(BaseModel):
 
     def table(self, number: int, campaign: Campaign, jury: Jury, count: int | None = None) -> str:
         """Fill and write one table."""
-        spec = TABLES[number]
-        return write_table(self.out, spec, make_table(spec, campaign, jury, self.wanted(count)))
+        return write_table(self.out, *make_table(TABLES[number], campaign, jury, self.wanted(count)))
 
     def figure(self, name: str, campaign: Campaign, count: int | None = None) -> None:
         """Draw and write one figure."""
@@ -94,7 +93,7 @@ def _prefix(study: Study, campaign: Campaign, images: Images) -> None:
 
 
 def _auroc(study: Study, campaign: Campaign, images: Images) -> None:
-    write_plot(study.out, sweeps.receiver_curves(study.auroc or study.out / "auroc.jsonl"))
+    write_plot(study.out, sweeps.ranked_gates(study.auroc or study.out / "auroc.json"))
 
 
 def _rtt(study: Study, campaign: Campaign, images: Images) -> None:
@@ -159,5 +158,5 @@ class All(Study):
         sys.stdout.write(text)
 
     def _figures(self) -> Sequence[str]:
-        told = (self.auroc or self.out / "auroc.jsonl").is_file()
+        told = (self.auroc or self.out / "auroc.json").is_file()
         return [name for name in FIGURES if told or name != "auroc"]

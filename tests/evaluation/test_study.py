@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from device_client.progress import Counters, Progress
 from evaluation import columns
@@ -16,13 +17,14 @@ from evaluation.campaign import Campaign, Source, Turn
 from evaluation.cli import main
 from evaluation.columns import Column, Sample
 from evaluation.comparison import Line, TableSpec, as_csv, fill, markdown
+from evaluation.metrics import Looks, Reference
 from evaluation.network import PROFILES
 from evaluation.paper import NO_VARIANT, NOT_BUILT, TABLES
 from evaluation.policies import BASE, CIAR, EXACT
 from evaluation.records import WARM_UPS, Book, Record, Setting, record_of
-from evaluation.report import numbered
+from evaluation.report import REFERENCE_SEED, Jury, make_table, numbered
 from evaluation.statistics import exactly
-from evaluation.sweeps import Curve, _crossing, receiver_curves, waterfall
+from evaluation.sweeps import Curve, _crossing, ranked_gates, waterfall
 from shared.config import CriticConfig
 from shared.errors import InvalidRequest
 from shared.models.critic import Critic, save_critic
@@ -49,10 +51,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_fills_every_table_and_draws_every_figure(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     out = tmp_path / "results"
-    curve = {"gate": "margin", "auroc": 0.9, "asked_wrong": [0.0, 0.2, 1.0], "asked_right": [0.0, 0.8, 1.0]}
-    (tmp_path / "auroc.jsonl").write_text(json.dumps(curve) + "\n")
+    ranked = [{"gate": "margin", "auroc": {"value": 0.9}, "wrong": [0.2, 0.1, 0.05, 0.02]}]
+    (tmp_path / "auroc.json").write_text(json.dumps(ranked))
     flags = ["--model", str(folder), "--prompts", str(folder / "prompts.txt"), "--images", "2"]
-    flags += ["--out", str(out), "--auroc", str(tmp_path / "auroc.jsonl")]
+    flags += ["--out", str(out), "--auroc", str(tmp_path / "auroc.json")]
     assert main(["all", "--quick", *flags]) == 0
     for number, spec in TABLES.items():
         with (out / f"table-{number}.csv").open() as file:
@@ -100,9 +102,57 @@ def test_a_stopped_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> Non
         assert campaign.records([Turn(BASE)], images[:1]) == first
         assert len(seen) == WARM_UPS + 1 and not campaign._server  # nothing started
         (both,) = campaign.records([Turn(BASE)], images, warm=False)
-    assert both[0] == first[0][0] and both[1].seed == 1 and not both[1].warm
         (again,) = campaign.records([Turn(BASE)], images)
+    assert both[0] == first[0][0] and both[1].seed == 1 and not both[1].warm
     assert again[1].warm and again[1].tokens == both[1].tokens  # a cold one is no measurement of time
+
+
+def judged(drawn: np.ndarray, base: np.ndarray, fits: np.ndarray, fits_base: np.ndarray) -> Sample:
+    reference = Reference(np.random.default_rng(9).normal(size=(40, 3)))
+    pairs = tuple(record(seed) for seed in range(len(drawn)))
+    return Sample(pairs, pairs, Looks(drawn, fits, reference), Looks(base, fits_base, reference))
+
+
+def test_quality_is_the_difference_to_the_base() -> None:
+    """Pictures moved by 1 in each of 3 features are 3 further away; paired scores lose their noise."""
+    base, noise = np.random.default_rng(1).normal(size=(40, 3)), np.random.default_rng(2).normal(size=40)
+    same = judged(base, base, noise, noise)
+    assert columns.DISTANCE_CHANGE.figure(same) == columns.SCORE_CHANGE.figure(same) == exactly(0.0)
+    centred = base - base.mean(0) + np.random.default_rng(9).normal(size=(40, 3)).mean(0)
+    moved = judged(centred + 1, centred, noise + 0.5, noise)
+    change, better = columns.DISTANCE_CHANGE.figure(moved), columns.SCORE_CHANGE.figure(moved)
+    assert change is not None and change.value == pytest.approx(3.0) and change.low > 1 > 0
+    assert better is not None and (better.low, better.high) == pytest.approx((0.5, 0.5))
+    few = judged(base[:3], base[:3], noise[:3], noise[:3])
+    assert columns.F1.figure(few) is None and columns.DISTANCE.figure(few) is not None
+    assert columns.DISTANCE.figure(judged(base[:1], base[:1], noise[:1], noise[:1])) is None
+
+
+class Colours:
+    """An eye of three features, the mean of each colour; every picture fits as well."""
+
+    name = "colours"
+
+    def look(self, pixels_BHW3: Tensor) -> np.ndarray:
+        return pixels_BHW3.double().mean((1, 2)).numpy()
+
+    def fits(self, pixels_BHW3: Tensor, captions: list[str]) -> list[float]:
+        return [0.5] * len(captions)
+
+
+def test_a_jury_holds_rows_against_other_pictures_of_the_base(folder: Path, tmp_path: Path) -> None:
+    images, spec = numbered(("a cat", "a dog"), 4), TABLES[2]
+    lines = tuple(line for line in spec.lines if line.row in (BASE, EXACT[0]))
+    with Campaign(Source(str(folder), folder), Book(tmp_path / "records.jsonl")) as campaign:
+        filled, body = make_table(replace(spec, lines=lines), campaign, Jury(Colours()), images)
+        others = campaign.book.find(_other(campaign, images[0]), warm=False)
+    (_, base), (_, exact) = body
+    assert not isinstance(base, str) and base == exact and all(figure is not None for figure in base)
+    assert others is not None and others.tokens and "Fewer pictures" in filled.notes[-1]
+
+
+def _other(campaign: Campaign, image: tuple[str, int]) -> tuple[str, str, int, str]:
+    return campaign._draws(Turn(BASE)), image[0], REFERENCE_SEED + image[1], "loopback"
 
 
 def test_a_book_drops_a_torn_line_and_refuses_others(tmp_path: Path) -> None:
@@ -200,12 +250,14 @@ def test_a_waterfall_is_the_time_of_an_image() -> None:
 
 
 def test_curves_of_another_verb_are_read_or_refused(tmp_path: Path) -> None:
-    file = tmp_path / "auroc.jsonl"
+    file = tmp_path / "auroc.json"
     with pytest.raises(InvalidRequest, match="--auroc"):
-        receiver_curves(file)
-    file.write_text('{"gate": "margin", "auroc": 0.5, "asked_wrong": [0, 1], "asked_right": [0, 0.5, 1]}\n')
-    with pytest.raises(InvalidRequest, match="line 1"):
-        receiver_curves(file)
+        ranked_gates(file)
+    short = '[{"gate": "margin", "auroc": {"value": 0.9}, "wrong": [0.2]}]'
+    for wrong in (short, '[{"gate": "margin"}]', "{"):
+        file.write_text(wrong)
+        with pytest.raises(InvalidRequest, match=r"auroc\.json"):
+            ranked_gates(file)
 
 
 def test_numbered_images_have_a_seed_each() -> None:
