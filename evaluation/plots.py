@@ -33,6 +33,7 @@ def paper(rows: int = 1) -> tuple[Paper, Sequence[Axes]]:
 def write_plot(out: Path, plot: Plot) -> None:
     """Write OUT/figure-NAME.png and .csv."""
     figure, (axes,) = paper()
+    lines = list(dict.fromkeys(curve.line for curve in plot.curves))
     for curve in plot.curves:
         xs = [x for x, _ in curve.points]
         ys = [y.value for _, y in curve.points]
@@ -43,6 +44,7 @@ def write_plot(out: Path, plot: Plot) -> None:
             yerr=bounds,
             label=curve.name,
             capsize=2,
+            color=f"C{lines.index(curve.line)}",
             marker="o" if curve.marked else ".",
             linestyle="none" if curve.marked else "-",
         )

@@ -32,11 +32,17 @@ RIVALS = (BASE, EXACT[0], CIAR)
 
 @dataclass(frozen=True)
 class Curve:
-    """Named points (x, y); `marked` ones are measured where the line is computed."""
+    """Named points (x, y); `marked` ones are measured where the line `of` another name is computed."""
 
     name: str
     points: tuple[tuple[float, Figure], ...]
     marked: bool = False
+    of: str = ""
+
+    @property
+    def line(self) -> str:
+        """The curve whose colour it has."""
+        return self.of or self.name
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ def _by_clock(name: str, drawn: Sequence[Sequence[Record]]) -> Curve:
         (2 * PROFILES[records[0].link].delay_s, _median(lambda record: record.counters.total_s, records))
         for records in drawn
     ]
-    return Curve(f"{name}, measured", tuple(points), marked=True)
+    return Curve(f"{name}, measured", tuple(points), marked=True, of=name)
 
 
 def _told(profile: Profile) -> Callable[[Record], float]:
