@@ -5,6 +5,8 @@ of how pictures are drawn.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -69,20 +71,42 @@ def features(critic: Critic, pixels_BHW3: Tensor) -> NDArray[np.float64]:
     return critic.image_features(pixels_BHW3).double().numpy()
 
 
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """A set of features as its mean [D] and covariance [D, D]. Raises InvalidRequest of fewer than two."""
+
+    features_ND: InitVar[NDArray[np.float64]]
+    mean_D: NDArray[np.float64] = field(init=False)
+    cov_DD: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self, features_ND: NDArray[np.float64]) -> None:
+        if len(features_ND) < 2:
+            raise InvalidRequest(f"{len(features_ND)} pictures", "a covariance needs two")
+        object.__setattr__(self, "mean_D", features_ND.mean(0))
+        object.__setattr__(self, "cov_DD", np.cov(features_ND, rowvar=False))
+
+    @cached_property
+    def root_DD(self) -> NDArray[np.float64]:
+        """The symmetric square root of the covariance."""
+        return _root(self.cov_DD)
+
+
+def frechet(a: Gaussian, b: Gaussian) -> float:
+    """|mean a - mean b|^2 + tr(A + B - 2 (AB)^1/2) (Heusel et al. 2017, eq. 6)."""
+    # tr (AB)^1/2 = tr (A^1/2 B A^1/2)^1/2, and the latter is symmetric.
+    values = np.linalg.eigvalsh(a.root_DD @ b.cov_DD @ a.root_DD)
+    between = np.sqrt(values.clip(min=0)).sum()
+    shift = a.mean_D - b.mean_D
+    return float(shift @ shift + np.trace(a.cov_DD) + np.trace(b.cov_DD) - 2 * between)
+
+
 def frechet_distance(a_ND: NDArray[np.float64], b_ND: NDArray[np.float64]) -> float:
-    """|mean a - mean b|^2 + tr(A + B - 2 (AB)^1/2) of two sets of features (Heusel et al. 2017, eq. 6).
+    """The Frechet distance of two sets of features.
 
     Comparable only between sets of the same size, at least twice as many as there are dimensions. Raises
     InvalidRequest on fewer than two pictures a side.
     """
-    if min(len(a_ND), len(b_ND)) < 2:
-        raise InvalidRequest(f"{len(a_ND)} and {len(b_ND)} pictures", "a covariance needs two")
-    cov_a, cov_b = np.cov(a_ND, rowvar=False), np.cov(b_ND, rowvar=False)
-    root_a = _root(cov_a)
-    # tr (AB)^1/2 = tr (A^1/2 B A^1/2)^1/2, and the latter is symmetric.
-    between = np.trace(_root(root_a @ cov_b @ root_a))
-    shift = a_ND.mean(0) - b_ND.mean(0)
-    return float(shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2 * between)
+    return frechet(Gaussian(a_ND), Gaussian(b_ND))
 
 
 def _root(matrix_DD: NDArray[np.float64]) -> NDArray[np.float64]:

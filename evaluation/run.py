@@ -19,9 +19,12 @@ from statistics import fmean
 import numpy as np
 
 from device_client.link import CloudLink
-from device_client.loop import Counters, Progress, Request, decode
+from device_client.loop import Progress, Request, decode
 from device_client.policy import Policy
+from evaluation.network import LOOPBACK, Profile
 from evaluation.policies import Row
+from evaluation.records import Record
+from shared.decoding.calibration import Calibration
 from shared.errors import CiarError
 from shared.models.zoo import DevicePackage
 
@@ -31,43 +34,53 @@ PAPER_SPAN = 5  # tokens per span of the rows that compare gates
 TUNING_SEED = 5_000  # images that settle a threshold are never measured
 
 
-@dataclass(frozen=True)
-class Record:
-    """One image by one row."""
-
-    row: str
-    prompt: str
-    seed: int
-    tokens: tuple[int, ...]
-    counters: Counters
-
-
 @contextlib.contextmanager
 def cloud_server(model: str, *flags: str) -> Iterator[str]:
     """A `cloud-server` process on a free loopback port; yields its address and ends it by pid.
 
     Raises CiarError with the server's own words when it does not get ready.
     """
-    command = [sys.executable, "-m", "cloud_server.cli", "--model", model, "--port", "0", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+    command = ("cloud_server.cli", "--model", model, "--port", "0", *flags)
+    with _program("cloud-server", command, r"serving .* on (\S+:\d+)") as address:
+        yield address
+
+
+@contextlib.contextmanager
+def link_to(target: str, profile: Profile, seed: int = 0) -> Iterator[str]:
+    """The address to reach `target` at through a link of its own process; the loopback link is none at all.
+
+    Raises CiarError with the link's own words when it does not get ready.
+    """
+    if profile == LOOPBACK:
+        yield target
+        return
+    command = ("evaluation.cli", "link", "--profile", profile.name, "--to", target, "--seed", str(seed))
+    with _program("ciar-eval link", command, r" on (\S+:\d+)") as address:
+        yield address
+
+
+@contextlib.contextmanager
+def _program(name: str, command: Sequence[str], ready: str) -> Iterator[str]:
+    words = [sys.executable, "-m", *command]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
         try:
-            yield _address(server)
+            yield _address(name, program, ready)
         finally:
-            server.send_signal(signal.SIGTERM)
+            program.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(15)
-            server.kill()
+                program.wait(15)
+            program.kill()
 
 
-def _address(server: subprocess.Popen[str]) -> str:
-    assert server.stdout is not None
+def _address(name: str, program: subprocess.Popen[str], ready: str) -> str:
+    assert program.stdout is not None
     heard = []
     deadline_s = time.monotonic() + READY_S
-    while time.monotonic() < deadline_s and (line := server.stdout.readline()):
+    while time.monotonic() < deadline_s and (line := program.stdout.readline()):
         heard.append(line)
-        if ready := re.search(r"serving .* on (\S+:\d+)", line):
-            return ready[1]
-    raise CiarError("cloud-server did not get ready", "".join(heard)[-2000:])
+        if found := re.search(ready, line):
+            return found[1]
+    raise CiarError(f"{name} did not get ready", "".join(heard)[-2000:])
 
 
 async def draw(package: DevicePackage, target: str, request: Request, policy: Policy) -> Progress:
@@ -76,6 +89,12 @@ async def draw(package: DevicePackage, target: str, request: Request, policy: Po
         async for progress in decode(package, request, policy, link):
             last = progress
     return last
+
+
+async def watch(package: DevicePackage, target: str, request: Request, policy: Policy) -> list[Progress]:
+    """One image, step by step."""
+    async with CloudLink(target) as link:
+        return [progress async for progress in decode(package, request, policy, link)]
 
 
 @dataclass(frozen=True)
@@ -108,17 +127,29 @@ def run_rows(package: DevicePackage, target: str, schedule: Schedule) -> Iterato
 
 
 def matched(package: DevicePackage, target: str, prompts: Sequence[str], gate: str, budget: float) -> Row:
-    """The row of a gate whose threshold really gives `budget` cloud forwards per token.
+    """The row of a gate whose threshold really gives `budget` cloud forwards per token: see `settled`."""
+    tried = tried_thresholds(package.calibration, gate)
+    schedules = (Schedule((gate_row(gate, tau, gate),), prompts[::5], 0, TUNING_SEED) for tau in tried)
+    drawn = [[*run_rows(package, target, schedule)] for schedule in schedules]
+    return gate_row(f"ciar, {gate}", settled(tried, drawn, budget), gate)
+
+
+def gate_row(name: str, threshold: float, gate: str) -> Row:
+    """The paper's system with one gate: spans of 5, a prefix, local tokens."""
+    return Row(name, "ciar", {"gate": gate, "threshold": threshold, "span": PAPER_SPAN})
+
+
+def tried_thresholds(calibration: Calibration, gate: str) -> list[float]:
+    """Thresholds of a gate to settle one between, those that ask least first."""
+    table = calibration.table(gate)
+    return sorted({table.threshold(rate) for rate in TRIED_BUDGETS}, reverse=True)
+
+
+def settled(tried: Sequence[float], drawn: Sequence[Sequence[Record]], budget: float) -> float:
+    """The threshold that gives `budget` cloud forwards per token, of images drawn at each that was tried.
 
     Calibrated call rates are teacher-forced; an image in which kept tokens stand in for the cloud's asks at
-    another rate. So a few thresholds are tried on images of their own, and tau is interpolated between them.
+    another rate. So thresholds are tried on images of their own, and tau is interpolated between them.
     """
-    table = package.calibration.table(gate)
-    tried = sorted({table.threshold(rate) for rate in TRIED_BUDGETS}, reverse=True)
-    calls = []
-    for tau in tried:
-        row = Row(gate, "ciar", {"gate": gate, "threshold": tau, "span": PAPER_SPAN})
-        images = run_rows(package, target, Schedule((row,), prompts[::5], 0, TUNING_SEED))
-        calls.append(fmean(image.counters.call_rate for image in images))
-    tau = float(np.interp(budget, np.maximum.accumulate(calls), tried))
-    return Row(f"ciar, {gate}", "ciar", {"gate": gate, "threshold": tau, "span": PAPER_SPAN})
+    calls = [fmean(image.counters.call_rate for image in images) for images in drawn]
+    return float(np.interp(budget, np.maximum.accumulate(calls), tried))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import mean, median
 
 from evaluation.policies import BASE
-from evaluation.run import Record
+from evaluation.records import Record
 
 HEADER = (
     "row", "identical", "differ %", "calls %", "local %", "accepted %", "up B", "down B", "seconds",

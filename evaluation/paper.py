@@ -1,0 +1,199 @@
+"""The tables of the CIAR paper and what it reports in them (arXiv 2603.25463), as values.
+
+Three numbers are the paper's own (3 discrete(k), 6 heads, 7 losses); the others are in its order of telling.
+The paper's figures are of LlamaGen I where nothing else is said. A rival that is not built yet has its line.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from evaluation import columns as c
+from evaluation.comparison import Line, Matched, TableSpec
+from evaluation.policies import BASE, CIAR, EXACT, Row
+
+EQUAL_BUDGET = 0.30  # cloud forwards per token at which gates are compared
+LINKS = ("5g", "wifi", "4g")
+
+DEVICE_ONLY = Row("device only", "device-only")
+CODE = Row("CoDe 0.3", "ciar", MappingProxyType({"gate": "never", "prefix_rate": 0.3}))
+SPECULATION = Row(
+    "speculation, span 5",
+    "ciar",
+    MappingProxyType({"gate": "always", "span": 5, "prefix_rate": 0.0, "acceptance": "rejection"}),
+)
+NOT_BUILT = "not built yet"
+NO_VARIANT = "needs a device model of that kind: --variants FOLDER"
+
+
+def _told(**figures: str) -> MappingProxyType[str, str]:
+    return MappingProxyType({title.replace("_", " "): value for title, value in figures.items()})
+
+
+SPEED = ("speed-up", "steps", "cloud call %")
+QUALITY = ("FID", "CLIP", "HPSv2", "F1")
+
+
+def _speed(speed_up: str, steps: str, calls: str) -> MappingProxyType[str, str]:
+    return MappingProxyType(dict(zip(SPEED, (speed_up, steps, calls), strict=True)))
+
+
+def _quality(*figures: str) -> MappingProxyType[str, str]:
+    return MappingProxyType(dict(zip(QUALITY, figures, strict=True)))
+
+
+MAIN = TableSpec(
+    1,
+    "Speed, steps and cloud calls",
+    (
+        Line("base (cloud only)", BASE, _speed("1.00", "1.00", "100")),
+        Line("device only", DEVICE_ONLY),
+        Line("CoDe 0.3", CODE, _speed("2.04", "2.73", "30.0")),
+        Line("speculation, span 5", SPECULATION),
+        Line("EAGLE-2", None, _speed("1.02", "1.16", "87.0"), why=NOT_BUILT),
+        Line("LANTERN", None, _speed("1.66", "2.01", "50.1"), why=NOT_BUILT),
+        Line("Entropy-Lens", Matched("entropy", EQUAL_BUDGET), _speed("1.70", "2.05", "52.3")),
+        Line("SJD / SCD", None, why=NOT_BUILT),
+        Line("row-parallel", None, why=NOT_BUILT),
+        Line("exact (ours)", EXACT[0]),
+        Line("ciar (ours)", CIAR, _speed("2.53", "3.00", "30.4")),
+    ),
+    (
+        c.SPEED_UP, c.STEPS, c.CALLS, c.LOCAL, c.ACCEPTED, c.IDENTICAL, c.DIFFERING, c.SECONDS,
+        c.CLOUD_SECONDS, c.BYTES_UP, c.BYTES_DOWN,
+    ),
+    SPEED,
+    (
+        "Speed-up is the median time of an image of the base over that of the row, both warm, over loopback.",
+        "Steps are tokens per cloud forward; the paper's are not, for its gated rows, and do not compare.",
+        "LlamaGen II and Anole in the paper, CIAR: 2.13 / 2.83 / 34.5 and 1.87 / 3.29 / 29.9.",
+    ),
+)  # fmt: skip
+JUDGED = TableSpec(
+    2,
+    "Quality of the same rows",
+    (
+        Line("base (cloud only)", BASE, _quality("23.69", ".3161", "22.74", ".6097")),
+        Line("device only", DEVICE_ONLY),
+        Line("CoDe 0.3", CODE),
+        Line("speculation, span 5", SPECULATION),
+        Line("LANTERN", why=NOT_BUILT),
+        Line("exact (ours)", EXACT[0]),
+        Line("ciar (ours)", CIAR, _quality("24.25", ".3159", "22.48", ".5997")),
+    ),
+    (
+        c.DISTANCE, c.DISTANCE_CHANGE, c.SCORE, c.SCORE_CHANGE, c.PRECISION, c.RECALL, c.F1, c.IDENTICAL,
+        c.DIFFERING,
+    ),
+    QUALITY,
+    (
+        "FD-emoji, P, R, F1 and score are of the bundled critic's features: no FID and no CLIP score; they "
+        "compare only with each other. `ciar-eval quality` measures the real ones where their weights are.",
+        "Intervals are of the difference to our base on the same prompts and seeds.",
+    ),
+)  # fmt: skip
+DISCRETE = TableSpec(
+    3,
+    "Interval against sets of k sampled distributions",
+    (
+        Line("discrete(k)", why=NOT_BUILT),
+        Line("interval", Matched("interval", EQUAL_BUDGET)),
+    ),
+    (c.CALLS, c.DIFFERING, c.DISTANCE_CHANGE, c.SECONDS),
+)
+GATES = TableSpec(
+    4,
+    "Gates at equal budget",
+    (
+        Line("random", Matched("random", EQUAL_BUDGET), _told(FID="30.2")),
+        Line("Entropy-Lens", Matched("entropy", EQUAL_BUDGET), _told(FID="24.6")),
+        Line("SoftmaxCorr", Matched("softmax", EQUAL_BUDGET), _told(FID="31.1")),
+        Line("interval (the paper's)", Matched("interval", EQUAL_BUDGET), _told(FID="24.2")),
+        Line("margin (ours)", Matched("margin", EQUAL_BUDGET)),
+        Line("agreement (ours)", why=NOT_BUILT),
+    ),
+    (c.CALLS, c.LOCAL, c.DIFFERING, c.DISTANCE, c.DISTANCE_CHANGE, c.SCORE_CHANGE, c.SECONDS),
+    ("FID",),
+    ("Spans of 5; each threshold is settled on images of its own, for 30 % of the forwards.",),
+)
+
+
+def _variants(number: int, title: str, lines: dict[str, tuple[str, dict[str, str]]]) -> TableSpec:
+    """A table of device models: the line's name, its folder, the paper's figures."""
+    told = tuple(dict.fromkeys(title for _, figures in lines.values() for title in figures))
+    return TableSpec(
+        number,
+        title,
+        tuple(
+            Line(name, CIAR, MappingProxyType(figures), variant=folder)
+            for name, (folder, figures) in lines.items()
+        ),
+        (c.SPEED_UP, c.CALLS, c.DIFFERING, c.DISTANCE, c.DISTANCE_CHANGE, c.SECONDS),
+        told,
+        ("A line but the first of its kind needs a model folder of its name below --variants.",),
+    )
+
+
+LAYERS = _variants(
+    5,
+    "Layers of the device model",
+    {
+        "1 layer": ("", {"cloud call %": "30.4", "speed-up": "2.53"}),
+        "2 layers": ("layers-2", {"cloud call %": "27.1", "speed-up": "2.54"}),
+        "3 layers": ("layers-3", {"cloud call %": "26.1", "speed-up": "2.19"}),
+        "5 layers": ("layers-5", {"cloud call %": "25.7", "speed-up": "2.14"}),
+    },
+)
+HEADS = _variants(
+    6,
+    "Inter-Heads",
+    {
+        "1 head": ("", {"cloud call %": "30.4"}),
+        "ensemble of several": ("heads-ensemble", {"cloud call %": "28.4"}),
+        "voting of several": ("heads-voting", {}),
+    },
+)
+LOSSES = _variants(
+    7,
+    "Terms of the loss",
+    {
+        "all": ("", {"FID": "24.2"}),
+        "without centre": ("without-centre", {"FID": "25.3"}),
+        "without upper": ("without-upper", {"FID": "47.9"}),
+        "without lower": ("without-lower", {"FID": "25.3"}),
+        "without anchor": ("without-anchor", {"FID": "68.6"}),
+    },
+)
+_PAPER_NETWORK = {
+    "5g": {"ciar": ("1.678", "24.7", "6.794"), "LANTERN": ("4.425", "27.6", "16.023")},
+    "4g": {"ciar": ("8.174", "62.7", "13.035")},
+    "wifi": {"ciar": ("3.344", "39.8", "8.411")},
+}
+NETWORK = ("comm s", "comm %", "total s")
+
+
+def _network(link: str, row: str) -> MappingProxyType[str, str]:
+    figures = _PAPER_NETWORK[link].get(row, ())
+    return MappingProxyType(dict(zip(NETWORK, figures, strict=False)))
+
+
+LINKED = TableSpec(
+    8,
+    "Over shaped links",
+    tuple(
+        Line(f"{name}, {link}", row, _network(link, name), link, why=NOT_BUILT)
+        for link in LINKS
+        for name, row in (("base", BASE), ("LANTERN", None), ("exact", EXACT[0]), ("ciar", CIAR))
+    ),
+    (
+        c.SPEED_UP, c.SECONDS, c.ROUNDS, c.BYTES_UP, c.BYTES_DOWN, c.TOLD_S, c.TOLD_SHARE, c.MEASURED_S,
+        c.MEASURED_SHARE,
+    ),
+    NETWORK,
+    (
+        "5g 300 Mb/s 10 ms, wifi 100 Mb/s 20 ms, 4g 20 Mb/s 50 ms, one way: a proxy between the two.",
+        "By formula: each message costs delay + size / rate, computing is measured. Measured: the clock's "
+        "waiting less the cloud model's time.",
+    ),
+)  # fmt: skip
+TABLES = {spec.number: spec for spec in (MAIN, JUDGED, DISCRETE, GATES, LAYERS, HEADS, LOSSES, LINKED)}

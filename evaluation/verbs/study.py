@@ -1,0 +1,162 @@
+"""`ciar-eval table`, `figure` and `all`: what they share are the flags of a study."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+from pydantic_settings import CliImplicitFlag, CliPositionalArg
+from rich.console import Console
+
+from evaluation import sweeps
+from evaluation.campaign import Campaign, Source, Turn
+from evaluation.gallery import read_pictures
+from evaluation.metrics import CriticEye, Reference
+from evaluation.paper import LINKS, TABLES
+from evaluation.plots import write_plot, write_waterfall
+from evaluation.policies import PROMPTS
+from evaluation.records import Book, Record
+from evaluation.report import Jury, make_table, numbered, write_table
+from evaluation.verbs.sheet import prompts_of
+from shared.errors import InvalidRequest
+from shared.models.critic import PIXELS, load_critic
+from shared.models.zoo import find
+
+QUICK_IMAGES, QUICK_LINKED = 5, 2
+FIGURES = ("thresholds", "prefix", "auroc", "rtt", "waterfall")
+Images = list[tuple[str, int]]
+
+
+class Study(BaseModel):
+    """Flags of everything that draws images for a table or a figure."""
+
+    model: str = Field("emoji", description="model name or folder")
+    models: Path = Field(Path("~/.cache/ciar/models"), description="folder of fetched weights")
+    variants: Path | None = Field(None, description="folder of device models for tables 5, 6 and 7")
+    prompts: Path | None = Field(None, description="file with one prompt a line instead of the fixed ones")
+    images: int = Field(len(PROMPTS), description="images a row: prompts in turn, seeds from 0", gt=0)
+    critic: Path | None = Field(None, description="folder of a critic instead of the model's own")
+    reference: Path | None = Field(None, description="folder of real pictures instead of the base's own")
+    threads: int = Field(1, description="torch threads of the device", gt=0)
+    auroc: Path | None = Field(None, description="the JSON of ciar-eval auroc, for its figure")
+    out: Path = Field(Path("results"), description="folder of records.jsonl, tables and figures")
+
+    def wanted(self, count: int | None = None) -> Images:
+        """Prompts and seeds."""
+        prompts = prompts_of(self.prompts)
+        if not prompts:
+            raise InvalidRequest(f"no prompt in {self.prompts}", "one prompt a line is needed")
+        return numbered(prompts, min(self.images, count or self.images))
+
+    @contextmanager
+    def campaign(self) -> Iterator[Campaign]:
+        """The book of this folder and what fills it."""
+        source = Source(self.model, self.models.expanduser(), self.variants, self.threads)
+        with Campaign(source, Book(self.out / "records.jsonl"), _tell) as campaign:
+            yield campaign
+
+    def jury(self) -> Jury:
+        """The critic and its reference, where there is a critic."""
+        folder = self.critic or find(self.model, self.models.expanduser()) / "critic"
+        if self.critic is None and not folder.is_dir():
+            return Jury()
+        eye = CriticEye(load_critic(folder))
+        if self.reference is None:
+            return Jury(eye)
+        return Jury(eye, Reference(eye.look(read_pictures(self.reference, PIXELS))))
+
+    def table(self, number: int, campaign: Campaign, jury: Jury, count: int | None = None) -> str:
+        """Fill and write one table."""
+        return write_table(self.out, *make_table(TABLES[number], campaign, jury, self.wanted(count)))
+
+    def figure(self, name: str, campaign: Campaign, count: int | None = None) -> None:
+        """Draw and write one figure."""
+        _DRAW[name](self, campaign, self.wanted(count))
+
+
+def _tell(record: Record) -> None:
+    image = f"{record.row}, {record.link}, {record.prompt!r}, seed {record.seed}"
+    told = f"{image}: {record.counters.total_s:.2f} s"
+    Console(stderr=True, highlight=False).print(told if record.warm else f"{told} (cold)")
+
+
+def _thresholds(study: Study, campaign: Campaign, images: Images) -> None:
+    write_plot(study.out, sweeps.thresholds(campaign, images))
+
+
+def _prefix(study: Study, campaign: Campaign, images: Images) -> None:
+    write_plot(study.out, sweeps.prefix(campaign, images))
+
+
+def _auroc(study: Study, campaign: Campaign, images: Images) -> None:
+    write_plot(study.out, sweeps.ranked_gates(study.auroc or study.out / "auroc.json"))
+
+
+def _rtt(study: Study, campaign: Campaign, images: Images) -> None:
+    plot = sweeps.round_trips(campaign, images, LINKS)
+    write_plot(study.out, plot)
+    sys.stdout.write("".join(f"{note}\n" for note in plot.notes))
+
+
+def _waterfall(study: Study, campaign: Campaign, images: Images) -> None:
+    turns = [Turn(row, "4g") for row in sweeps.RIVALS]
+    bars = {f"{turn.row.name}, 4g": sweeps.waterfall(campaign.watch(turn, images[0])) for turn in turns}
+    write_waterfall(study.out, bars)
+
+
+_DRAW: dict[str, Callable[[Study, Campaign, Images], None]] = dict(
+    zip(FIGURES, (_thresholds, _prefix, _auroc, _rtt, _waterfall), strict=True)
+)
+
+
+class Table(Study):
+    """Fill one of the paper's tables over the real wire; what OUT/records.jsonl holds is not drawn again."""
+
+    number: CliPositionalArg[int] = Field(description="1 to 8", ge=1, le=max(TABLES))
+
+    def run(self) -> None:
+        """Draw what is missing, write OUT/table-N.md and .csv, print the table."""
+        with self.campaign() as campaign:
+            sys.stdout.write(self.table(self.number, campaign, self.jury()))
+
+
+class Figure(Study):
+    """Draw one figure to OUT/figure-NAME.png, its numbers to .csv."""
+
+    name: CliPositionalArg[Literal["thresholds", "prefix", "auroc", "rtt", "waterfall"]] = Field(
+        description=f"one of {', '.join(FIGURES)}"
+    )
+
+    def run(self) -> None:
+        """Draw what is missing, write the figure."""
+        with self.campaign() as campaign:
+            self.figure(self.name, campaign)
+
+
+class All(Study):
+    """Every table and figure. The figure auroc only where its records are."""
+
+    quick: CliImplicitFlag[bool] = Field(False, description="few images: to see that everything runs")
+
+    def run(self) -> None:
+        """Write everything into OUT, and OUT/results.md with all tables."""
+        count, linked = (QUICK_IMAGES, QUICK_LINKED) if self.quick else (None, None)
+        with self.campaign() as campaign:
+            jury = self.jury()
+            texts = [
+                self.table(number, campaign, jury, linked if number == max(TABLES) else count)
+                for number in sorted(TABLES)
+            ]
+            for name in self._figures():
+                self.figure(name, campaign, linked)
+        text = "\n".join(texts)
+        (self.out / "results.md").write_text(text, encoding="utf-8")
+        sys.stdout.write(text)
+
+    def _figures(self) -> Sequence[str]:
+        told = (self.auroc or self.out / "auroc.json").is_file()
+        return [name for name in FIGURES if told or name != "auroc"]
