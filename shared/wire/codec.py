@@ -65,6 +65,8 @@ def encode_open(message: Open) -> pb.GenerateRequest:
             acceptance=message.acceptance,
             resume=tensors.encode_tokens(message.resume),
             resume_features=tensors.encode_features(message.resume_features),
+            guesses=message.guesses,
+            max_forwards=message.max_forwards,
         )
     )
 
@@ -79,6 +81,7 @@ def encode_draft(message: Draft) -> pb.GenerateRequest:
             catch_up=tensors.encode_tokens(message.catch_up),
             features=tensors.encode_features(message.features),
             proposal=tensors.encode_proposal(message.proposal),
+            behind=message.behind,
         )
     )
 
@@ -114,6 +117,8 @@ def _decode_open(message: pb.Open) -> Open:
         acceptance=message.acceptance,
         resume=resume,
         resume_features=tensors.decode_features(message, "resume_features", len(resume), InvalidRequest),
+        guesses=message.guesses,
+        max_forwards=message.max_forwards,
     )
 
 
@@ -140,6 +145,7 @@ def _decode_draft(message: pb.Draft) -> Draft:
         catch_up=catch_up,
         features=tensors.decode_features(message, "features", len(catch_up), InvalidDraft),
         proposal=tensors.decode_proposal(message, len(span)),
+        behind=message.behind if message.HasField("behind") else None,
     )
 
 
@@ -204,6 +210,10 @@ def _encode_verdict(message: Verdict) -> pb.Verdict:
         accepted=message.accepted,
         token=message.token,
         cloud_us=_microseconds(message.cloud_s),
+        more=tensors.encode_tokens(message.more),
+        guesses=tensors.encode_tokens(message.guesses),
+        cloud_forwards=None if message.cloud_forwards == 1 else message.cloud_forwards,
+        stale=message.stale,
     )
 
 
@@ -213,6 +223,10 @@ def _decode_verdict(message: pb.Verdict) -> Verdict:
         accepted=message.accepted,
         token=message.token if message.HasField("token") else None,
         cloud_s=message.cloud_us / 1e6,
+        more=tensors.decode_tokens(message, "more", CiarError),
+        guesses=tensors.decode_tokens(message, "guesses", CiarError),
+        cloud_forwards=message.cloud_forwards if message.HasField("cloud_forwards") else 1,
+        stale=message.stale,
     )
 
 
