@@ -12,9 +12,11 @@ from shared.decoding import acceptance as rules
 from shared.decoding import gates
 from shared.decoding.calibration import Calibration, GateTable
 from shared.errors import InvalidRequest
+from shared.messages import MAX_FORWARDS
 
 MODES = ("ciar", "exact", "cloud-only", "device-only")
 MAX_SPAN = 64
+MAX_IN_FLIGHT = 4
 ADAPTIVE = "adaptive"
 DEFAULT_GATE = "entropy"  # the best ranking of the bundled pair; adaptive spans go by it as well
 DEFAULT_BUDGET = 0.32  # cloud forwards per token, calibrated at spans of 5
@@ -24,11 +26,12 @@ ADAPTIVE_FLOOR = 0.3
 UNSCORED = ("never", "always")  # gates that need no threshold and no calibration
 # Overrides that would contradict what a mode is; `acceptance` also says how a side draws:
 # it always means something.
+_ROUNDS = ("guesses", "max_forwards", "in_flight")
 _MEANINGLESS = {
     "ciar": (),
     "exact": ("gate", "threshold", "cloud_budget"),
-    "cloud-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate"),
-    "device-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate"),
+    "cloud-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate", *_ROUNDS),
+    "device-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate", *_ROUNDS),
 }
 
 
@@ -51,6 +54,10 @@ class Policy:
     acceptance      a name in shared.decoding.acceptance.RULES
     features        kept tokens travel with their interval features (eq. 5)
     use_cloud       False: there is no session; then the gate is "never" and the prefix rate 0
+    guesses         what the cloud drew behind a rejected token comes back and helps to draft
+    max_forwards    runs of the cloud model per draft, 1 .. 8: with more than one it goes on behind its own
+                    correction before it answers (Jacobi)
+    in_flight       rounds under way at a time, 1 .. 4: with more than one the device draws on while it waits
     """
 
     mode: str
@@ -62,6 +69,9 @@ class Policy:
     acceptance: str
     features: bool
     use_cloud: bool
+    guesses: bool = False
+    max_forwards: int = 1
+    in_flight: int = 1
 
     def __post_init__(self) -> None:
         # Written so that NaN fails every test.
@@ -74,6 +84,9 @@ class Policy:
         floor = self.adaptive_floor
         _require(floor is None or 0.0 < floor < 1.0, "adaptive floor", floor, "above 0, below 1")
         _require(0.0 <= self.prefix_rate <= 1.0, "prefix rate", self.prefix_rate, "0 to 1")
+        forwards, flight = self.max_forwards, self.in_flight
+        _require(1 <= forwards <= MAX_FORWARDS, "max forwards", forwards, f"1 to {MAX_FORWARDS}")
+        _require(1 <= flight <= MAX_IN_FLIGHT, "rounds in flight", flight, f"1 to {MAX_IN_FLIGHT}")
         alone = self.gate == "never" and self.prefix_rate == 0.0
         _require(self.use_cloud or alone, "gate without a cloud", self.gate, "never, with prefix rate 0")
 
@@ -115,6 +128,9 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     span: str | int | None = None,
     prefix_rate: float | None = None,
     acceptance: str | None = None,
+    guesses: bool | None = None,
+    max_forwards: int | None = None,
+    in_flight: int | None = None,
 ) -> Policy:
     """The policy of a mode with overrides on top; None keeps what the mode says.
 
@@ -127,7 +143,8 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     """
     _require(mode in MODES, "mode", mode, ", ".join(MODES))
     given = {"gate": gate, "threshold": threshold, "cloud_budget": cloud_budget, "span": span}
-    given["prefix_rate"] = prefix_rate
+    given |= {"prefix_rate": prefix_rate, "guesses": guesses, "max_forwards": max_forwards}
+    given["in_flight"] = in_flight
     _refuse_meaningless(mode, [name for name, value in given.items() if value is not None])
     policy = _PRESETS[mode]
     policy = replace(
@@ -135,9 +152,12 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
         gate=policy.gate if gate is None else gate,
         prefix_rate=policy.prefix_rate if prefix_rate is None else prefix_rate,
         acceptance=policy.acceptance if acceptance is None else acceptance,
+        guesses=policy.guesses if guesses is None else guesses,
+        max_forwards=policy.max_forwards if max_forwards is None else max_forwards,
+        in_flight=policy.in_flight if in_flight is None else in_flight,
     )
     policy = policy if span is None else _with_span(policy, span)
-    if policy.adaptive_floor is not None:
+    if policy.adaptive_floor is not None or policy.guesses:
         _table(calibration, DEFAULT_GATE)
     return _with_threshold(policy, calibration, threshold, cloud_budget)
 

@@ -91,7 +91,7 @@ def test_a_proposal_that_does_not_fit(cloud: CloudModel, sent: Proposal | None, 
 
 def test_a_round_is_answered_once(session: Session) -> None:
     assert session.answered(GOOD) is None
-    verdict = session.record(GOOD, Judgement(1, 9), 0.5)
+    verdict = session.record(GOOD, [Judgement(1, 9)], 0.5)
     assert session.answered(GOOD) is verdict
     assert session.usage() == Usage(cloud_forwards=0, rounds=1, judged=2, accepted=1, cloud_s=0.0)
     with pytest.raises(InvalidDraft, match=r"round 1 came again with base 5.*its base was 3"):

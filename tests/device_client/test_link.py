@@ -60,6 +60,12 @@ def link_to(server: CloudServer, retry_s: float = 5.0) -> CloudLink:
     return CloudLink(f"127.0.0.1:{server.port}", retry_s=retry_s)
 
 
+async def ask(link: CloudLink, draft: Draft) -> Verdict:
+    """One round, waited for."""
+    await link.send(draft)
+    return await link.receive()
+
+
 # ---- targets and servers that are not there
 
 
@@ -130,7 +136,7 @@ async def test_one_image_by_hand(cloud: CloudModel, server: CloudServer) -> None
     async with link_to(server) as link:
         opened = await link.open(order_for(cloud))
         assert (len(opened.prefix), opened.image_tokens, opened.cloud_forwards) == (3, 36, 3)
-        verdict = await link.verify(Draft(1, 3, ids(1, 2, 3)))
+        verdict = await ask(link, Draft(1, 3, ids(1, 2, 3)))
         assert 0 <= verdict.accepted <= 3 and verdict.token is not None
         usage = await link.finish()
         assert (usage.cloud_forwards, usage.rounds, usage.judged) == (4, 1, 3)
@@ -142,7 +148,7 @@ async def test_one_image_by_hand(cloud: CloudModel, server: CloudServer) -> None
 async def test_bytes_are_those_of_the_frames(cloud: CloudModel, server: CloudServer) -> None:
     async with link_to(server) as link:
         order, draft = order_for(cloud), Draft(1, 3, ids(1, 2, 3))
-        answers = [await link.open(order), await link.verify(draft), await link.finish()]
+        answers = [await link.open(order), await ask(link, draft), await link.finish()]
     sent = [codec.encode_open(order), codec.encode_draft(draft), codec.encode_finish(Finish())]
     assert link.bytes_up == sum(len(frame.SerializeToString()) + 5 for frame in sent)
     received = [codec.encode_response(answer) for answer in answers]
@@ -168,7 +174,7 @@ async def test_refusals_are_raised_as_they_come(
         assert time.monotonic() - began < 2  # no second try
         await link.open(order_for(cloud))
         with pytest.raises(InvalidDraft):
-            await link.verify(Draft(1, 9, ids(1)))
+            await ask(link, Draft(1, 9, ids(1)))
 
 
 async def test_a_full_server_is_waited_for(cloud: CloudModel, server: CloudServer) -> None:
@@ -185,7 +191,7 @@ async def test_a_full_server_is_waited_for(cloud: CloudModel, server: CloudServe
 async def test_a_cancelled_round_frees_the_session(cloud: CloudModel, server: CloudServer) -> None:
     async with link_to(server) as one, link_to(server) as other:
         await one.open(order_for(cloud))
-        task = asyncio.create_task(one.verify(Draft(1, 3, ids(*range(20)))))
+        task = asyncio.create_task(ask(one, Draft(1, 3, ids(*range(20)))))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -203,13 +209,13 @@ async def test_a_stopped_server_is_resumed_on_its_successor(cloud: CloudModel) -
         await server.start()
         async with link_to(server) as link:
             opened = await link.open(order_for(cloud))
-            verdict = await link.verify(drafts[0])
+            verdict = await ask(link, drafts[0])
             base = 3 + verdict.accepted + 1
             if stops:
                 await server.stop()
                 server = CloudServer(cloud, Settings(port=server.port))
                 await server.start()
-            second = await link.verify(Draft(2, base, ids(4, 5), catch_up=ids(6, 7)))
+            second = await ask(link, Draft(2, base, ids(4, 5), catch_up=ids(6, 7)))
             answers.append((opened.prefix.tolist(), verdict.accepted, verdict.token, second.token))
             assert link.resumes == stops
             assert (await link.finish()).rounds == (1 if stops else 2)
@@ -225,7 +231,7 @@ async def test_a_server_that_does_not_come_back_is_given_up(cloud: CloudModel) -
         await server.stop()
         began = time.monotonic()
         with pytest.raises(CloudUnreachable, match="no cloud server"):
-            await link.verify(Draft(1, 3, ids(1)))
+            await ask(link, Draft(1, 3, ids(1)))
         assert 0.3 < time.monotonic() - began < 3
 
 
@@ -300,7 +306,7 @@ OWNED = [9, 8, 7, 4, 5, 6, 1, 2, 20, 12, 10, 11, 21]
 async def test_a_replay_brings_all_that_is_owned(end: SessionLost | grpc.StatusCode | None) -> None:
     async with scripted([OPENED, VERDICTS[0], VERDICTS[1], end], [RESUMED, VERDICTS[2]]) as (peer, link):
         await link.open(ORDER)
-        verdicts = [await link.verify(draft) for draft in DRAFTS]
+        verdicts = [await ask(link, draft) for draft in DRAFTS]
         assert [verdict.token for verdict in verdicts] == [20, 21, 22]
         assert link.resumes == 1
     replay, again = peer.received[1]
@@ -324,7 +330,7 @@ async def test_overload_on_replay_is_waited_for() -> None:
     full = Overloaded("full", retry_after_s=0.05)
     async with scripted([full], [OPENED, None], [full], [RESUMED, VERDICTS[0]]) as (_, link):
         await link.open(ORDER)
-        assert (await link.verify(DRAFTS[0])).accepted == 2
+        assert (await ask(link, DRAFTS[0])).accepted == 2
 
 
 async def test_a_peer_that_keeps_breaking_off_is_given_up() -> None:
@@ -353,7 +359,7 @@ async def test_nonsense_is_refused(answers: list[Frame | grpc.StatusCode | None]
     async with scripted(answers) as (_, link):
         with pytest.raises(CiarError, match=what) as error:
             await link.open(ORDER)
-            await link.verify(DRAFTS[0])
+            await ask(link, DRAFTS[0])
         assert type(error.value) is CiarError
 
 
