@@ -92,7 +92,7 @@ def weigh(draft: int, chance: float, guess: int | None, behind: int) -> tuple[in
 
 def _at_odds(chance: float, factor: float) -> float:
     """The probability whose odds are `factor` times those of `chance`."""
-    return factor * chance / (factor * chance + 1.0 - chance)
+    return chance / (chance + (1.0 - chance) / factor)
 
 
 def _ids(steps: Sequence[Step]) -> Tokens:

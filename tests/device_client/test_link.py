@@ -319,6 +319,88 @@ async def test_a_replay_brings_all_that_is_owned(end: SessionLost | grpc.StatusC
     assert (again.round, again.base, again.span.tolist()) == (3, 13, [13])
 
 
+# Round 2 is drawn behind round 1, whose bonus it takes to be 20; round 3 behind round 2.
+CHAIN = [
+    Draft(1, 3, ids(1, 2, 3), catch_up=ids(4), features=features(0)),
+    Draft(2, 7, ids(10, 11), catch_up=ids(20, 12), features=features(1), behind=1),
+    Draft(3, 11, ids(13), catch_up=ids(21), behind=2),
+]
+WHOLE = [Verdict(1, 3, 20, 0.1), Verdict(2, 2, 21, 0.1), Verdict(3, 0, 22, 0.1)]
+VOID = Verdict(2, 0, None, 0.0, cloud_forwards=0, stale=True)
+
+
+@pytest.mark.parametrize("end", [None, grpc.StatusCode.UNAVAILABLE, SessionLost("bye")])
+@pytest.mark.parametrize("before", [0, 1, 2])
+async def test_a_replay_brings_all_that_is_under_way(
+    end: SessionLost | grpc.StatusCode | None, before: int
+) -> None:
+    """The oldest round in flight has become a plain one by then, with the bonus among what is owned."""
+    async with scripted([OPENED, *WHOLE[:before], end], [RESUMED, *WHOLE[before:]]) as (peer, link):
+        await link.open(ORDER)
+        for draft in CHAIN:
+            await link.send(draft)
+        verdicts = [await link.receive() for _ in CHAIN]
+        assert [verdict.token for verdict in verdicts] == [20, 21, 22]
+        assert link.resumes == 1 and not link.answered
+    replay, *again = peer.received[1]
+    assert isinstance(replay, Open)
+    owned = [9, 8, 7, 4, 1, 2, 3, 20, 12, 10, 11, 21]
+    assert replay.resume.tolist() == owned[: (3, 8, 12)[before]]
+    places = [] if replay.resume_features is None else replay.resume_features.index.tolist()
+    assert places == [3, 8][:before]
+    sent = [draft for draft in again if isinstance(draft, Draft)]
+    assert [draft.round for draft in sent] == [1, 2, 3][before:]
+    assert [draft.behind for draft in sent] == [None, 1, 2][:1] + [1, 2][before:]
+    assert sent[0].base == len(replay.resume)
+    assert sent[-1].span.tolist() == [13]
+
+
+async def test_rounds_that_became_void_are_not_waited_for() -> None:
+    bad = Verdict(1, 1, 2, 0.1, more=ids(5), guesses=ids(6, 7), cloud_forwards=2)
+    third = dataclasses.replace(VOID, round=3)
+    async with scripted([OPENED, bad, VOID, third, Verdict(4, 1, 9, 0.1)]) as (_, link):
+        await link.open(ORDER)
+        for draft in CHAIN:
+            await link.send(draft)
+        verdict = await link.receive()
+        assert (verdict.drawn, verdict.guesses.tolist(), verdict.cloud_forwards) == ([2, 5], [6, 7], 2)
+        assert (await ask(link, Draft(4, 7, ids(8)))).token == 9
+        assert link.resumes == 0
+
+
+async def test_an_answer_is_read_while_nobody_waits_for_it() -> None:
+    async with scripted([OPENED, *WHOLE]) as (_, link):
+        await link.open(ORDER)
+        assert not link.answered
+        for draft in CHAIN:
+            await link.send(draft)
+        for verdict in WHOLE:
+            async with asyncio.timeout(1):
+                while not link.answered:
+                    await asyncio.sleep(0.001)
+            assert (await link.receive()).token == verdict.token
+        assert not link.answered
+
+
+async def test_an_image_given_up_with_rounds_under_way_has_its_usage() -> None:
+    usage = Usage(4, 1, 3, 3, 0.1)
+    async with scripted([OPENED, *WHOLE, usage]) as (_, link):
+        await link.open(ORDER)
+        for draft in CHAIN:
+            await link.send(draft)
+        assert await link.finish() == usage
+
+
+async def test_a_refusal_heard_in_the_background_is_raised_once() -> None:
+    async with scripted([OPENED, InvalidDraft("no"), None, None]) as (peer, link):
+        await link.open(ORDER)
+        for draft in CHAIN:
+            await link.send(draft)
+        with pytest.raises(InvalidDraft, match="no"):
+            await link.receive()
+        assert len(peer.received) == 1
+
+
 async def test_a_fresh_image_is_opened_again_when_the_stream_breaks() -> None:
     async with scripted([None], [grpc.StatusCode.UNAVAILABLE], [OPENED]) as (peer, link):
         assert (await link.open(ORDER)).prefix.tolist() == [9, 8, 7]
@@ -352,6 +434,9 @@ async def test_a_peer_that_keeps_breaking_off_is_given_up() -> None:
         ([OPENED, Verdict(1, 4, 20, 0.0)], "4 tokens accepted"),
         ([OPENED, Verdict(1, 2, None, 0.0)], "token None behind 8 of 36"),
         ([OPENED, Verdict(1, 2, 32, 0.0)], "token 32"),
+        ([OPENED, Verdict(1, 3, 20, 0.0, more=ids(1))], "2 tokens behind 9 of 36"),
+        ([OPENED, Verdict(1, 0, 20, 0.0, guesses=ids(*range(30)))], "31 tokens behind 6 of 36"),
+        ([OPENED, Verdict(1, 0, 20, 0.0, guesses=ids(32))], "token 32"),
         ([OPENED, Usage(1, 1, 1, 1, 0.0)], "Usage instead of Verdict"),
     ],
 )
