@@ -100,7 +100,7 @@ class Session:
         return verdict
 
     def settled(self, draft: Draft) -> Draft | None:
-        """What is left to judge of a draft once its assumption is checked; None where that failed: it is void.
+        """What is to be judged of a draft once its assumption is checked; None where that failed: it is void.
 
         Raises InvalidDraft where it cannot assume what it says.
         """
@@ -115,7 +115,7 @@ class Session:
         return draft.settled() if stands else None
 
     def record(self, draft: Draft, judgements: Sequence[Judgement], cloud_s: float) -> Verdict:
-        """Count a judged round and remember its verdict: judgements of the draft, then of the cloud's guesses.
+        """Count a judged round and remember its verdict: of the draft first, then of the cloud's own guesses.
 
         `draft` is as it came, with what it assumed; `cloud_s` is seconds of model time.
         """

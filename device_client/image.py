@@ -135,8 +135,8 @@ class Image:
     def extend_span(self, step: Step) -> bool:
         """Add a token to the span, or what the cloud guessed there; whether the span ends with it.
 
-        It has at most policy.span tokens and never crosses T. Adaptive spans end with the token that makes "all
-        of it is accepted" less likely than the floor.
+        It has at most policy.span tokens and never crosses T. Adaptive spans end with the token that makes
+        "all of it is accepted" less likely than the floor.
         """
         current, place, floor = self._round, self._end, self.policy.adaptive_floor
         token, chance = self._weighed(step, place)
@@ -208,7 +208,7 @@ class Image:
         return len(self.tokens) + len(self._ahead)
 
     def _weighed(self, step: Step, place: int) -> tuple[int, float]:
-        """The token to send for a place, and how likely the cloud draws it; only where somebody reads that."""
+        """The token to send for a place, and how likely the cloud draws it, where anybody reads that."""
         if self.policy.adaptive_floor is None and place not in self._guesses:
             return step.token, 1.0
         chance = self.package.calibration.table(DEFAULT_GATE).agreement(step.doubt)

@@ -1,7 +1,7 @@
 """One device's end of the wire: deadlines, replay after a loss, foreign errors translated. Knows no models.
 
 The device owns the image and the cloud's session is a cache (the proto's comments say how). So a stream that
-ends unannounced costs one new stream that begins with everything owned, and the pending drafts are sent again.
+ends unannounced costs one new stream that begins with everything owned, and what is under way is sent again.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class CloudLink:
         return self._hearing is not None and self._hearing.done()
 
     async def send(self, draft: Draft) -> None:
-        """Send one round, or keep it for `receive` to send on a new stream if this one turns out to be lost."""
+        """Send one round, or keep it for `receive` to send on a new stream if this one is found lost."""
         assert self._owned is not None, "open comes first"
         self._owned.pending.append(draft)
         with suppress(SessionLost):

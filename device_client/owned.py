@@ -1,6 +1,6 @@
-"""What the device owns of one image as far as the cloud has answered, and the rounds it has no answer to yet.
+"""What the device owns of one image as far as the cloud has answered, and the rounds that have no answer yet.
 
-From this a lost session is rebuilt. Knows no network; whatever the cloud says is checked here before it counts.
+From this a lost session is rebuilt. What the cloud says is checked here before it counts. Knows no network.
 """
 
 from __future__ import annotations

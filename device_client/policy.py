@@ -21,8 +21,9 @@ ADAPTIVE = "adaptive"
 DEFAULT_GATE = "entropy"  # the best ranking of the bundled pair; adaptive spans go by it as well
 DEFAULT_BUDGET = 0.32  # cloud forwards per token, calibrated at spans of 5
 DEFAULT_PREFIX_RATE = 0.06
-ADAPTIVE_CAP = 16
-ADAPTIVE_FLOOR = 0.3
+# Adaptive spans: tokens at most, and the floor. With guesses of the cloud's in them, long spans pay.
+ADAPTIVE_CAP, ADAPTIVE_FLOOR = 16, 0.3
+GUESSING_CAP, GUESSING_FLOOR = 24, 0.1
 UNSCORED = ("never", "always")  # gates that need no threshold and no calibration
 # Overrides that would contradict what a mode is; `acceptance` also says how a side draws:
 # it always means something.
@@ -110,10 +111,15 @@ _EXACT = replace(
     _CIAR,
     mode="exact",
     gate="always",
+    span=GUESSING_CAP,
+    adaptive_floor=GUESSING_FLOOR,
     prefix_rate=0.0,
     features=False,
+    guesses=True,
 )
-_CLOUD_ONLY = replace(_EXACT, mode="cloud-only", span=1, adaptive_floor=None, prefix_rate=1.0)
+_CLOUD_ONLY = replace(
+    _EXACT, mode="cloud-only", span=1, adaptive_floor=None, prefix_rate=1.0, guesses=False
+)
 _DEVICE_ONLY = replace(_CLOUD_ONLY, mode="device-only", gate="never", prefix_rate=0.0, use_cloud=False)
 _PRESETS = {policy.mode: policy for policy in (_CIAR, _EXACT, _CLOUD_ONLY, _DEVICE_ONLY)}
 
@@ -136,7 +142,7 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
 
     threshold     tau itself, instead of
     cloud_budget  a share of cloud forwards per token, 0 < budget <= 1, looked up in the gate's calibration
-    span          tokens, or "adaptive": up to 16, ended at a floor of 0.3
+    span          tokens, or "adaptive": up to 16, ended at a floor of 0.3; with guesses, up to 24 and 0.1
 
     Raises InvalidRequest for an unknown name, a value out of range, a gate without calibration, and overrides
     that contradict each other or mean nothing in this mode. `calibration` may be None where none is needed.
@@ -156,7 +162,8 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
         max_forwards=policy.max_forwards if max_forwards is None else max_forwards,
         in_flight=policy.in_flight if in_flight is None else in_flight,
     )
-    policy = policy if span is None else _with_span(policy, span)
+    if span is not None or guesses is not None:
+        policy = _with_span(policy, ADAPTIVE if span is None else span)
     if policy.adaptive_floor is not None or policy.guesses:
         _table(calibration, DEFAULT_GATE)
     return _with_threshold(policy, calibration, threshold, cloud_budget)
@@ -174,7 +181,8 @@ def _refuse_meaningless(mode: str, given: list[str]) -> None:
 
 def _with_span(policy: Policy, span: str | int) -> Policy:
     if span == ADAPTIVE:
-        return replace(policy, span=ADAPTIVE_CAP, adaptive_floor=ADAPTIVE_FLOOR)
+        cap, floor = (GUESSING_CAP, GUESSING_FLOOR) if policy.guesses else (ADAPTIVE_CAP, ADAPTIVE_FLOOR)
+        return replace(policy, span=cap, adaptive_floor=floor)
     if not isinstance(span, int):
         raise InvalidRequest(
             f"span {span!r} is not allowed", f"allowed: 1 to {MAX_SPAN} tokens, or {ADAPTIVE!r}"

@@ -1,7 +1,7 @@
-"""One round, from the first token drawn for it to its verdict. Knows no cloud, and nothing of the image before it.
+"""One round, from the first token drawn for it to its verdict. Knows no cloud and not the image before it.
 
-Rounds form a chain: a pipelined round is drawn behind another that is still under way, and begins with a token that
-stands for that one's bonus.
+Rounds form a chain: a pipelined round is drawn behind another that is still under way, and begins with a
+token that stands for that one's bonus.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from device_client.drafter import Drafter, Step
 from device_client.progress import Trip
 from shared.messages import Draft, Features, Proposal, Tokens, Verdict
 
-# What a guess of the cloud's says about the device's own draft at the first place behind a correction, at the second,
-# and further on. The odds that the draft is right are multiplied by SAME or OTHER; where it is wrong and the guess
-# another token, the guess is right that often. Counted on the bundled pair (LOG).
+# What a guess of the cloud's says about the device's own draft, at the first place behind a correction, at
+# the second, and further on. The odds that the draft is right are multiplied by SAME or by OTHER; where it is
+# wrong and the guess is another token, the guess is right that often. Counted on the bundled pair (LOG).
 SAME = (5.0, 40.0, 40.0)
 OTHER = (0.4, 0.4, 0.4)
 GUESS_RIGHT = (0.35, 0.5, 0.85)
@@ -31,7 +31,9 @@ class Round:
     kept      behind it: nobody is asked about these
     span      behind those: what the cloud shall judge
     chance    estimated probability that all of `span` is accepted
-    number    of the draft, once it is sent;  sent_s  seconds since the image began;  device_s  spent drawing it
+    number    of the draft, once it is sent
+    sent_s    seconds since the image began
+    device_s  seconds spent drawing it
     """
 
     assumed: Step | None = None
@@ -76,9 +78,9 @@ class Round:
 
 
 def weigh(draft: int, chance: float, guess: int | None, behind: int) -> tuple[int, float]:
-    """The better token of the device's draft, right with `chance`, and the cloud's guess; how likely it is right.
+    """The better one of the device's draft, right with `chance`, and the cloud's guess; how likely it is.
 
-    `behind` counts places from the first one behind the correction. Without a guess the draft is all there is.
+    `behind` counts places from the first one behind the correction. Without a guess there is only the draft.
     """
     if guess is None:
         return draft, chance

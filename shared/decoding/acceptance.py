@@ -22,8 +22,8 @@ from shared.errors import InvalidDraft, InvalidRequest
 class Judgement:
     """span[:accepted] stands; `token` follows it: correction or bonus, None if the span ended the image.
 
-    guesses  the cloud's own draws for the places behind a correction. They were made behind the rejected draft,
-             so they are worth no more than a draft; empty where nothing was rejected, and for `rejection`
+    guesses  the cloud's own draws for the places behind a correction. They were made behind the rejected
+             token, so they are worth no more than a draft. None behind a bonus, and none by `rejection`
     """
 
     accepted: int

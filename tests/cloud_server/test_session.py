@@ -159,7 +159,7 @@ def test_a_pipelined_draft_that_cannot_be(whole: Session, changes: dict[str, obj
 def test_a_settled_draft_is_checked_like_any_other(whole: Session) -> None:
     settled = whole.settled(replace(BEHIND, base=5))
     assert settled is not None
-    with pytest.raises(InvalidDraft, match="base 6 does not fit.*allowed: 9"):
+    with pytest.raises(InvalidDraft, match=r"base 6 does not fit.*allowed: 9"):
         whole.check(settled)
 
 

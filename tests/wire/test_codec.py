@@ -40,7 +40,7 @@ from shared.messages import (
     Verdict,
     no_tokens,
 )
-from shared.wire import codec
+from shared.wire import codec, failures
 from shared.wire.pb import ciar_pb2 as pb
 
 ERRORS = (
@@ -212,8 +212,8 @@ def test_errors_arrive_as_what_they_are(kind: type[CiarError], what: str, why: s
 
 def test_every_error_class_and_every_code_is_in_the_table() -> None:
     declared = {kind for kind in vars(errors).values() if isinstance(kind, type)}
-    assert declared == set(ERRORS) == set(codec._CODES)
-    assert set(codec._CODES.values()) == set(pb.ErrorCode.values()) - {pb.ERROR_CODE_UNSPECIFIED}
+    assert declared == set(ERRORS) == set(failures._CODES)
+    assert set(failures._CODES.values()) == set(pb.ErrorCode.values()) - {pb.ERROR_CODE_UNSPECIFIED}
 
 
 def test_overloaded_says_when_to_come_back() -> None:
