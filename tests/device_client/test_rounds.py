@@ -166,6 +166,16 @@ async def test_iterations_trade_forwards_for_rounds(package: DevicePackage, serv
     assert rounds[0] > rounds[1] > rounds[2]
 
 
+async def test_iterations_of_several_sessions_share_forwards(
+    package: DevicePackage, server: CloudServer
+) -> None:
+    policy = policy_for("exact", package.calibration, span=8, max_forwards=3)
+    drawn = await asyncio.gather(*(run(package, request, policy, server) for request in REQUESTS * 3))
+    jobs = server.telemetry.value("ciar_batch_jobs_sum")
+    assert jobs == sum(image.counters.cloud_forwards for image, _ in drawn)
+    assert server.telemetry.value("ciar_batch_jobs_count") < jobs
+
+
 async def test_a_pipelined_round_is_free_where_it_was_in_vain(
     package: DevicePackage, server: CloudServer
 ) -> None:
