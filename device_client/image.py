@@ -121,8 +121,9 @@ class Image:
 
     def assume(self, step: Step) -> None:
         """Go on as if the span under way were accepted whole and this were its bonus."""
-        self._round.assumed = step
-        self._ahead.append(step.token)
+        token, _ = self._weighed(step, self._end)
+        self._round.assumed = replace(step, token=token)
+        self._ahead.append(token)
 
     def keep(self, step: Step) -> None:
         """Nobody is asked about this token. It is decided unless it stands behind a span under way."""
