@@ -142,8 +142,7 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
 
     threshold     tau itself, instead of
     cloud_budget  a share of cloud forwards per token, 0 < budget <= 1, looked up in the gate's calibration
-    span          tokens, or "adaptive": up to 16, ended at a floor of 0.3; with guesses, up to 24 and 0.1;
-                  rounds in flight share the floor where everything is verified
+    span          tokens, or "adaptive": up to 16, ended at a floor of 0.3; with guesses, up to 24 and 0.1
 
     Raises InvalidRequest for an unknown name, a value out of range, a gate without calibration, and overrides
     that contradict each other or mean nothing in this mode. `calibration` may be None where none is needed.
@@ -165,7 +164,6 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     )
     if span is not None or guesses is not None:
         policy = _with_span(policy, ADAPTIVE if span is None else span)
-    policy = _sharing_floor(policy)
     if policy.adaptive_floor is not None or policy.guesses:
         _table(calibration, DEFAULT_GATE)
     return _with_threshold(policy, calibration, threshold, cloud_budget)
@@ -190,16 +188,6 @@ def _with_span(policy: Policy, span: str | int) -> Policy:
             f"span {span!r} is not allowed", f"allowed: 1 to {MAX_SPAN} tokens, or {ADAPTIVE!r}"
         )
     return replace(policy, span=span, adaptive_floor=None)
-
-
-def _sharing_floor(policy: Policy) -> Policy:
-    """Of n rounds in flight each ends at the n-th root of the floor: together they reach as far as one would.
-
-    Only where everything is verified; elsewhere the spans decide what is kept, and with it the image.
-    """
-    if policy.adaptive_floor is None or policy.gate != "always":
-        return policy
-    return replace(policy, adaptive_floor=policy.adaptive_floor ** (1 / policy.in_flight))
 
 
 def _with_threshold(

@@ -46,9 +46,6 @@ def test_overrides_lie_on_top_of_the_mode() -> None:
     assert (alone.guesses, alone.span, alone.adaptive_floor) == (False, 16, 0.3)
     busy = policy_for("exact", CALIBRATION, max_forwards=3, in_flight=4, span=6)
     assert (busy.max_forwards, busy.in_flight, busy.span, busy.guesses) == (3, 4, 6, True)
-    sharing = policy_for("exact", CALIBRATION, in_flight=2)
-    assert sharing.adaptive_floor == pytest.approx(0.1**0.5)
-    assert policy_for("ciar", CALIBRATION, in_flight=2).adaptive_floor == 0.3
     fixed = policy_for("exact", CALIBRATION, span=4, prefix_rate=0.5)
     assert (fixed.span, fixed.adaptive_floor, fixed.prefix_rate) == (4, None, 0.5)
     assert policy_for("cloud-only", CALIBRATION, acceptance="greedy").acceptance == "greedy"
