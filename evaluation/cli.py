@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfi
 from rich.console import Console
 from rich.progress import track
 
+from evaluation.machine import EngineSpeed, Memory
 from evaluation.policies import BASE, CIAR, DEVICE, EXACT, GATED, PROMPTS
 from evaluation.run import Record, Schedule, cloud_server, matched, run_rows
 from evaluation.sheet import make_sheet, write_sheet
@@ -101,6 +102,8 @@ class EvalApp(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CIAR_EVAL_", cli_kebab_case=True, cli_prog_name="ciar-eval")
     bench: CliSubCommand[Bench]
     sheet: CliSubCommand[Sheet]
+    engine: CliSubCommand[EngineSpeed]
+    memory: CliSubCommand[Memory]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
-    assert isinstance(verb, Bench | Sheet)
+    assert isinstance(verb, Bench | Sheet | EngineSpeed | Memory)
     try:
         verb.run()
     except CiarError as error:
