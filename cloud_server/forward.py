@@ -162,8 +162,7 @@ class Compiled:
         x_BTD, positions_BT, starts_B, log_weights_B, slots_B = inputs
         columns_S = torch.arange(last, device=x_BTD.device)
         mask = visible(positions_BT, columns_S, starts_B, log_weights_B if self._folds else None)
-        contiguous = slice(0, x_BTD.shape[0]) if dense else None
-        window = Window(positions_BT, mask, slots_B, 0, last, contiguous)
+        window = Window(positions_BT, mask, slots_B, 0, last, 0 if dense else None)
         hidden: Tensor = self._gpt(x_BTD, window, self._cache)
         return hidden
 

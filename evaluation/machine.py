@@ -31,11 +31,11 @@ class EngineSpeed(BaseModel):
 
     model: str = Field("emoji", description="model name or folder")
     models: Path = Field(_MODELS, description="folder of fetched weights")
-    random_weights: CliImplicitFlag[bool] = Field(False, description="draw the weights; published names then need no files")
+    random_weights: CliImplicitFlag[bool] = Field(False, description="draw the weights: no files are needed")
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of weights and cache")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the model runs")
     compile: CliImplicitFlag[bool] = Field(False, description="measure compiled forwards as well")
-    pack_weights: CliImplicitFlag[bool] = Field(False, description="measure packed weights as well (twice the memory)")
+    pack_weights: CliImplicitFlag[bool] = Field(False, description="measure packed weights, a second copy")
     sessions: list[int] = Field([1, 8, 32], description="images per forward", min_length=1)
     spans: list[int] = Field([4, 8, 16], description="lengths of checked spans")
     prompt: int = Field(24, description="prompt rows, no more than the model has", gt=0)

@@ -32,7 +32,7 @@ class Window:
     slots_B: Tensor | None = None
     first: int = 0
     last: int = 0
-    contiguous: slice | None = None  # set where the slots are neighbours: reads become views
+    base: int | None = None  # the first slot, where slots are neighbours in order: reads become views
 
 
 def plain_window(positions_BT: Tensor, start_B: Tensor) -> Window:
@@ -63,8 +63,8 @@ def cache_window(
         log_weights_B = torch.tensor(list(weights), device=device).float().log() if folded else None
         mask = visible(positions_BT, columns_S, starts_B, log_weights_B)
     neighbours = list(slots) == list(range(slots[0], slots[0] + len(slots)))
-    contiguous = slice(slots[0], slots[0] + len(slots)) if neighbours else None
-    return Window(positions_BT, mask, torch.tensor(list(slots), device=device), first, last, contiguous)
+    base = slots[0] if neighbours else None
+    return Window(positions_BT, mask, torch.tensor(list(slots), device=device), first, last, base)
 
 
 def visible(
@@ -99,8 +99,8 @@ class LayerCache:
 def _extend(store: Tensor, window: Window, new_BTHD: Tensor) -> Tensor:
     assert window.slots_B is not None
     store[window.slots_B[:, None], window.positions_BT] = new_BTHD.to(store.dtype)
-    if window.contiguous is not None:
-        return store[window.contiguous, window.first : window.last]
+    if window.base is not None:
+        return store[window.base : window.base + len(new_BTHD), window.first : window.last]
     return store[window.slots_B, window.first : window.last]
 
 
