@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
@@ -22,6 +23,9 @@ from pydantic_settings import (
 )
 
 from shared.errors import CiarError, InvalidRequest
+
+if TYPE_CHECKING:
+    from shared.models.zoo import CloudModel
 
 PROGRAM = "cloud-server"
 ABOUT = """Serve the large model. Devices draw images; this draws their first tokens and judges their drafts.
@@ -41,8 +45,21 @@ class Flags(BaseSettings):
     model: str = Field("emoji", description="name of a model, or a folder that holds one")
     port: int = Field(50051, description="TCP port to listen on; 0 takes any free one")
     host: str = Field("127.0.0.1", description="address to listen on; traffic is not encrypted")
-    max_sessions: int = Field(
-        8, ge=1, le=1024, description="images served at a time; each takes two cache slots"
+    max_sessions: int | None = Field(
+        None, ge=1, le=1024, description="images served at a time (default: as many as fit, 32 at most)"
+    )
+    memory_fraction: float = Field(
+        0.8, gt=0, le=1, description="share of the free memory (of the GPU: its own) that may be used"
+    )
+    dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of weights and cache; probabilities are always fp32"
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the model runs")
+    compile: CliImplicitFlag[bool] = Field(
+        False, description="compile the forward at the start; needs a C++ compiler, takes a minute or more"
+    )
+    pack_weights: CliImplicitFlag[bool] = Field(
+        False, description="lay weights out for the CPU's kernels: faster checks, the same up to rounding"
     )
     models: Path = Field(Path("~/.cache/ciar/models"), description="folder of fetched model weights")
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that running images may take to finish")
@@ -95,19 +112,39 @@ def run(flags: Flags) -> None:
     import torch
 
     from cloud_server.server import Settings, serve
-    from shared.models.zoo import load_cloud
 
     torch.set_num_threads(flags.threads)
-    cloud = load_cloud(flags.model, flags.models.expanduser())
+    cloud, sessions = _load(flags)
     settings = Settings(
         host=flags.host,
         port=flags.port,
-        max_sessions=flags.max_sessions,
+        max_sessions=sessions,
         fold_prefix=flags.fold_prefix,
+        compiled=flags.compile,
         shutdown_timeout_s=flags.shutdown_timeout,
         metrics_port=flags.metrics_port,
     )
     asyncio.run(serve(cloud, settings))
+
+
+def _load(flags: Flags) -> tuple[CloudModel, int]:
+    """The model as the flags want it, and how many sessions it can serve; refused before it is read."""
+    from cloud_server import memory
+    from cloud_server.packed import pack
+    from shared.models.zoo import find, load_cloud
+
+    if flags.compile and flags.pack_weights:
+        why = "compiled code reads weights in their plain layout"
+        raise InvalidRequest("--compile and --pack-weights exclude each other", why, "leave one of them out")
+    models, dtype = flags.models.expanduser(), memory.DTYPES[flags.dtype]
+    wants = memory.need(find(flags.model, models), dtype, flags.device)
+    usable = memory.usable_bytes(flags.memory_fraction, flags.device)
+    sessions = memory.sessions(wants, usable, flags.max_sessions)
+    logging.getLogger(__name__).info("%s", memory.plan_line(wants, usable, sessions))
+    cloud = load_cloud(flags.model, models, dtype, flags.device)
+    if flags.pack_weights:
+        pack(cloud.model.gpt)
+    return cloud, sessions
 
 
 def _version() -> str:

@@ -1,7 +1,7 @@
-"""The model at work: open a session, and judge a batch of jobs in ONE forward. Synchronous, fp32, one thread.
+"""The model at work: open a session, and judge a batch of jobs in ONE forward. Synchronous, one thread.
 
-Knows nothing of queues, event loops or the wire. Shapes: B cache rows, T new positions, G guidance rows of a
-session, n prompt words, D width, K span, V codebook.
+Knows nothing of queues, event loops or the wire. Probabilities are fp32, whatever the weights are. Shapes: B
+cache rows, T new positions, G guidance rows of a session, n prompt words, D width, K span, V codebook.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cloud_server.forward import Compiled, Eager, Forward, Rows
 from cloud_server.session import Job, Limits, Session, check_features, check_ids
 from shared.decoding.acceptance import Judged, Judgement, rule
 from shared.decoding.noise import check_seed
 from shared.decoding.warp import log_probs
 from shared.errors import InvalidRequest, ModelMismatch, ModelUnavailable, Overloaded
 from shared.messages import MAX_FORWARDS, Features, ModelInfo, Open
-from shared.models.kv_cache import KVCache, cache_window
+from shared.models.kv_cache import KVCache
 from shared.models.zoo import CloudModel
 
 MAX_SPAN = 64
 # A job with more new positions than this runs alone: its batch-mates would be padded to its length.
 LONG_JOB = 32
-_ROWS = 2  # cache rows per session: the prompt's and the unguided one
+ROWS = 2  # cache rows per session: the prompt's and the unguided one
 
 
 class Answer(NamedTuple):
@@ -51,17 +52,27 @@ class Engine:
     """One cloud model and its cache slots. Not thread-safe: exactly one thread may call it.
 
     With `fold_prefix` a prompt is one cache entry once it was read: exact, up to rounding, for models whose
-    prefix keys vanish. Raises InvalidRequest for others.
+    prefix keys vanish. Raises InvalidRequest for others. With `compiled`, forwards run as compiled code:
+    `warm` first. The cache has the dtype of the weights and lies where they do.
     """
 
     def __init__(
-        self, cloud: CloudModel, max_sessions: int, max_span: int = MAX_SPAN, *, fold_prefix: bool = False
+        self,
+        cloud: CloudModel,
+        max_sessions: int,
+        max_span: int = MAX_SPAN,
+        *,
+        fold_prefix: bool = False,
+        compiled: bool = False,
     ) -> None:
         self._cloud, self._gpt, self.max_sessions = cloud, cloud.model.gpt, max_sessions
         config = cloud.model.config
         self.limits = Limits(config.vocab_size, config.image_tokens, cloud.bridge_DF.shape[1], max_span)
-        self._cache = KVCache(config, _ROWS * max_sessions)
+        slots = ROWS * max_sessions
+        self._cache = KVCache(config, slots, self._gpt.dtype, self._gpt.device)
         self._folds = fold_prefix
+        self._compiled = Compiled(self._gpt, self._cache, slots, folds=fold_prefix) if compiled else None
+        self._model: Forward = self._compiled or Eager(self._gpt, self._cache)
         if fold_prefix and config.rope_axes != 2:
             what = f"the prompts of family {cloud.model.family!r} cannot be folded"
             raise InvalidRequest(what, "their keys do not vanish")
@@ -74,6 +85,11 @@ class Engine:
         limits = self.limits
         sizes = limits.codebook_size, limits.image_tokens, limits.feature_width
         return ModelInfo(self._cloud.name, self._cloud.digest, *sizes)
+
+    @torch.inference_mode()
+    def warm(self) -> int:
+        """Compile what is to be compiled; how many shapes. Raises CiarError where that is impossible."""
+        return self._compiled.warm() if self._compiled else 0
 
     @torch.inference_mode()
     def open(self, order: Open) -> Session:
@@ -90,12 +106,12 @@ class Engine:
                 "the server has no free session", why, "try again shortly, or use another server"
             )
         place = heapq.heappop(self._free)
-        guided = 1 if order.warp.guidance == 1 else _ROWS
+        guided = 1 if order.warp.guidance == 1 else ROWS
         starts = self._cloud.model.starts(prompt_2ND.shape[1])[:guided]
         session = Session(
             name=secrets.token_hex(4),
             order=order,
-            slots=tuple(range(_ROWS * place, _ROWS * place + guided)),
+            slots=tuple(range(ROWS * place, ROWS * place + guided)),
             prompt_GND=prompt_2ND[:guided],
             limits=self.limits,
             starts=starts,
@@ -179,7 +195,8 @@ class Engine:
         f_NF = torch.from_numpy(features.codes.astype("float32") * features.scale.astype("float32")[:, None])
         rows_N = torch.from_numpy(features.index.astype("int64")) + offset
         fed_now = rows_N >= 0
-        x_TD.index_add_(0, rows_N[fed_now], f_NF[fed_now] @ self._cloud.bridge_DF.T)
+        added_ND = f_NF[fed_now].to(self._gpt.device) @ self._cloud.bridge_DF.T
+        x_TD.index_add_(0, rows_N[fed_now].to(self._gpt.device), added_ND.to(x_TD.dtype))
 
     def _forward(self, jobs: Sequence[Job], feeds: Sequence[_Feed]) -> Tensor:
         """Hidden states [B, T, D]; a shorter row repeats its last position, which rewrites one entry."""
@@ -196,8 +213,7 @@ class Engine:
             starts += job.session.visible
             weights += [job.session.folded] * len(job.session.slots)
             positions += [[feed.positions[index] for index in padded]] * len(job.session.slots)
-        hidden: Tensor = self._gpt(torch.cat(x), cache_window(slots, positions, starts, weights), self._cache)
-        return hidden
+        return self._model(torch.cat(x), Rows(slots, positions, starts, weights))
 
     def _fold(self, session: Session) -> None:
         """Keep of the prefix what image tokens can see of it: one entry per layer."""
@@ -228,15 +244,18 @@ def batches(jobs: Iterable[Job]) -> list[list[Job]]:
 def _judge_one(job: Job, logits_GTV: Sequence[Tensor]) -> Judgement:
     order, proposal = job.session.order, job.proposal
     uncond_TV = logits_GTV[1] if len(logits_GTV) > 1 else None
+    device = logits_GTV[0].device
     judged = Judged(
         log_p_TV=log_probs(logits_GTV[0], uncond_TV, order.warp),
-        span_K=torch.from_numpy(job.span.astype("int64")),
+        span_K=torch.from_numpy(job.span.astype("int64")).to(device),
         seed=order.seed,
         position=job.base,
-        proposal_ids_KJ=None if proposal is None else torch.from_numpy(proposal.ids.astype("int64")),
+        proposal_ids_KJ=None
+        if proposal is None
+        else torch.from_numpy(proposal.ids.astype("int64")).to(device),
         proposal_probs_KJ=None
         if proposal is None
-        else torch.from_numpy(proposal.probabilities.astype("float32")),
+        else torch.from_numpy(proposal.probabilities.astype("float32")).to(device),
     )
     return rule(order.acceptance)(judged)
 

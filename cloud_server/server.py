@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class Settings:
     max_sessions: int = 8
     max_span: int = MAX_SPAN
     fold_prefix: bool = False
+    compiled: bool = False
     shutdown_timeout_s: float = 30.0
     metrics_port: int = 0
     max_message_bytes: int = 1 << 20
@@ -59,7 +61,13 @@ class CloudServer:
 
     def __init__(self, cloud: CloudModel, settings: Settings) -> None:
         self.settings, self.telemetry, self.port = settings, Telemetry(), settings.port
-        engine = Engine(cloud, settings.max_sessions, settings.max_span, fold_prefix=settings.fold_prefix)
+        engine = self._engine = Engine(
+            cloud,
+            settings.max_sessions,
+            settings.max_span,
+            fold_prefix=settings.fold_prefix,
+            compiled=settings.compiled,
+        )
         self._scheduler = Scheduler(engine, self.telemetry)
         info = ServerInfo(
             protocol_version=PROTOCOL_VERSION,
@@ -73,8 +81,11 @@ class CloudServer:
         self._metrics: MetricsPage | None = None
 
     async def start(self) -> None:
-        """Listen. Raises CiarError when a port cannot be used."""
+        """Warm the engine up, then listen. Raises CiarError when it cannot, or a port cannot be used."""
         settings = self.settings
+        began = time.perf_counter()
+        if shapes := self._engine.warm():
+            log.info("compiled for %d shapes in %.1f s", shapes, time.perf_counter() - began)
         if settings.metrics_port:
             self._metrics = MetricsPage(self.telemetry, settings.metrics_port)
         self._health = health.aio.HealthServicer()

@@ -162,6 +162,8 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
         max_forwards=policy.max_forwards if max_forwards is None else max_forwards,
         in_flight=policy.in_flight if in_flight is None else in_flight,
     )
+    if guesses is None and not _calibrated(calibration, DEFAULT_GATE):
+        policy = replace(policy, guesses=False)  # a default; what a guess is worth, only a calibration says
     if span is not None or guesses is not None:
         policy = _with_span(policy, ADAPTIVE if span is None else span)
     if policy.adaptive_floor is not None or policy.guesses:
@@ -209,6 +211,10 @@ def _with_threshold(
     budget = DEFAULT_BUDGET if budget is None else budget
     _require(0.0 < budget <= 1.0, "cloud budget", budget, "above 0, up to 1 cloud forwards per token")
     return replace(policy, threshold=_table(calibration, policy.gate).threshold(budget))
+
+
+def _calibrated(calibration: Calibration | None, gate: str) -> bool:
+    return calibration is not None and gate in calibration.gates
 
 
 def _table(calibration: Calibration | None, gate: str) -> GateTable:

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfi
 
 from evaluation.verbs.bench import Bench
 from evaluation.verbs.link import Link, LinkCheck
+from evaluation.verbs.machine import EngineSpeed, Memory
 from evaluation.verbs.quality import Quality
 from evaluation.verbs.sheet import Sheet
 from evaluation.verbs.study import All, Figure, Table
@@ -37,6 +38,8 @@ class EvalApp(BaseSettings):
     sheet: CliSubCommand[Sheet]
     link: CliSubCommand[Link]
     link_check: CliSubCommand[LinkCheck]
+    engine: CliSubCommand[EngineSpeed]
+    memory: CliSubCommand[Memory]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -170,9 +170,10 @@ def _visible(
         if "tf.logits_cond_all" in found:
             found["tf.logits_cond_all"][b, start:] = model.gpt.logits(layers_LSD[-1])
         for row, slot in enumerate((b, len(prefixes) + b)):
-            for name, store in (("kv.prefill_k", cache.keys), ("kv.prefill_v", cache.values)):
+            for name, part in (("kv.prefill_k", "keys"), ("kv.prefill_v", "values")):
                 if name in found:
-                    found[name][:, slot, :, start:] = store[:, slot, start:end].transpose(1, 2)
+                    stores = torch.stack([getattr(layer, part)[slot, start:end] for layer in cache.layers])
+                    found[name][:, slot, :, start:] = stores.transpose(1, 2)
             for name in prefill:
                 window = plain_window(torch.arange(start, end)[None], torch.tensor([start]))
                 hidden = model.gpt(prefix.rows_2ND[row : row + 1], window)

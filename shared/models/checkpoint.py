@@ -57,7 +57,7 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Load the weights as fp32, strictly: missing, extra and mis-shaped names are listed in
+    """Load the weights in the module's dtype, strictly: missing, extra and mis-shaped names are listed in
     ModelUnavailable."""
     wanted = model.state_dict()
     with safe_open(folder / WEIGHTS, "pt") as file, torch.no_grad():
@@ -110,10 +110,15 @@ def save_model(folder: Path, model: ImageModel, dtype: torch.dtype = torch.float
     return save_folder(folder, {"kind": "cloud", **model.describe()}, model.state_dict(), dtype)
 
 
-def load_model(folder: Path) -> ImageModel:
-    """Read a cloud model. Raises ModelUnavailable as `read_config` and `load_weights` do."""
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> ImageModel:
+    """Read a cloud model straight into `dtype` and onto `device`; no wider copy of it ever exists.
+
+    Raises ModelUnavailable as `read_config` and `load_weights` do.
+    """
     config = read_config(folder, "cloud")
-    model = unfilled(lambda: build(config, folder.parent))
+    model = unfilled(lambda: build(config, folder.parent), dtype, device)
     load_weights(folder, model)
     return model.eval()
 
@@ -133,11 +138,13 @@ def load_device(folder: Path) -> DeviceModel:
     return model.eval()
 
 
-def unfilled(make: Callable[[], ModuleT]) -> ModuleT:
+def unfilled(
+    make: Callable[[], ModuleT], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> ModuleT:
     """The module with memory but without initial weights, for billions of which drawing takes minutes."""
     with torch.device("meta"):
         module = make()
-    module.to_empty(device="cpu")
+    module.to(dtype).to_empty(device=device)
     for part in module.modules():
         if isinstance(part, Transformer):
             part.reset_table()

@@ -32,7 +32,7 @@ class Window:
     slots_B: Tensor | None = None
     first: int = 0
     last: int = 0
-    contiguous: slice | None = None  # set where the slots are neighbours: reads become views
+    base: int | None = None  # the first slot, where slots are neighbours in order: reads become views
 
 
 def plain_window(positions_BT: Tensor, start_B: Tensor) -> Window:
@@ -48,56 +48,78 @@ def cache_window(
     positions: Sequence[Sequence[int]],
     starts: Sequence[int],
     weights: Sequence[int] = (),
+    device: torch.device | str = "cpu",
 ) -> Window:
     """A causal window over cache slots. `positions[b]` are ascending; a repeated position rewrites the same
     entry. The entry at `starts[b]` counts `weights[b]` times: it stands for a folded prefix."""
-    positions_BT = torch.tensor(positions)
+    positions_BT = torch.tensor(positions, device=device)
     first, last = min(starts), max(row[-1] for row in positions) + 1
     folded, mask = max(weights, default=1) > 1, None
     if folded or not (
         len(positions[0]) == 1 and all(row == positions[0] for row in positions) and len(set(starts)) == 1
     ):
-        columns_S, queries = torch.arange(first, last), positions_BT[:, :, None]
-        seen = (columns_S <= queries) & (columns_S >= torch.tensor(starts)[:, None, None])
-        mask = seen | (columns_S == queries)  # a padded row sees itself, so that its softmax is not empty
-    if folded and mask is not None:
-        mask = _weighted(mask, torch.tensor(starts) - first, torch.tensor(weights))
+        starts_B = torch.tensor(list(starts), device=device)
+        columns_S = torch.arange(first, last, device=device)
+        log_weights_B = torch.tensor(list(weights), device=device).float().log() if folded else None
+        mask = visible(positions_BT, columns_S, starts_B, log_weights_B)
     neighbours = list(slots) == list(range(slots[0], slots[0] + len(slots)))
-    contiguous = slice(slots[0], slots[0] + len(slots)) if neighbours else None
-    return Window(positions_BT, mask, torch.tensor(list(slots)), first, last, contiguous)
+    base = slots[0] if neighbours else None
+    return Window(positions_BT, mask, torch.tensor(list(slots), device=device), first, last, base)
 
 
-def _weighted(mask_BTS: Tensor, column_B: Tensor, weight_B: Tensor) -> Tensor:
-    """What to add to the logits so that a column of each row counts n times: log n, because e^(log n) = n."""
-    bias_BTS = torch.zeros(mask_BTS.shape).masked_fill(~mask_BTS, -torch.inf)
-    bias_BTS[torch.arange(len(column_B)), :, column_B] += weight_B.float().log()[:, None]
-    return bias_BTS
+def visible(
+    positions_BT: Tensor, columns_S: Tensor, starts_B: Tensor, log_weights_B: Tensor | None = None
+) -> Tensor:
+    """Where new tokens may look, [B, T, S]: at columns from `starts_B` up to themselves.
+
+    A padded row sees itself, so that its softmax is not empty. With `log_weights_B` it is what to add to the
+    logits, so that the column at a row's start counts n times: log n, because e^(log n) = n.
+    """
+    queries, starts = positions_BT[:, :, None], starts_B[:, None, None]
+    seen = (columns_S <= queries) & (columns_S >= starts) | (columns_S == queries)
+    if log_weights_B is None:
+        return seen
+    bias_BTS = (columns_S == starts) * log_weights_B[:, None, None]
+    return bias_BTS.masked_fill(~seen, -torch.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCache:
+    """One layer's part of the storage: keys and values, both [slots, positions, kv heads, head_dim]."""
+
+    keys: Tensor
+    values: Tensor
+
+    def extend(self, window: Window, k_BTHD: Tensor, v_BTHD: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new entries at their positions and return what the window sees: two [B, S, H,
+        head_dim]."""
+        return _extend(self.keys, window, k_BTHD), _extend(self.values, window, v_BTHD)
+
+
+def _extend(store: Tensor, window: Window, new_BTHD: Tensor) -> Tensor:
+    assert window.slots_B is not None
+    store[window.slots_B[:, None], window.positions_BT] = new_BTHD.to(store.dtype)
+    if window.base is not None:
+        return store[window.base : window.base + len(new_BTHD), window.first : window.last]
+    return store[window.slots_B, window.first : window.last]
 
 
 class KVCache:
-    """Keys and values of `slots` sequences: two tensors [layers, slots, positions, kv heads, head_dim]."""
+    """Keys and values of `slots` sequences, for every layer two tensors [slots, positions, kv heads,
+    head_dim]."""
 
-    def __init__(self, config: TransformerConfig, slots: int, dtype: torch.dtype = torch.float32) -> None:
-        shape = (config.n_layer, slots, config.positions, config.kv_heads, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype)
-        self.values = torch.zeros(shape, dtype=dtype)
-
-    def extend(self, layer: int, window: Window, k_BTHD: Tensor, v_BTHD: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new entries at their positions and return what the window sees: two [B, S, H,
-        head_dim]."""
-        assert window.slots_B is not None
-        return (
-            self._extend(self.keys[layer], window, k_BTHD),
-            self._extend(self.values[layer], window, v_BTHD),
-        )
-
-    @staticmethod
-    def _extend(store: Tensor, window: Window, new_BTHD: Tensor) -> Tensor:
-        assert window.slots_B is not None
-        store[window.slots_B[:, None], window.positions_BT] = new_BTHD.to(store.dtype)
-        if window.contiguous is not None:
-            return store[window.contiguous, window.first : window.last]
-        return store[window.slots_B, window.first : window.last]
+    def __init__(
+        self,
+        config: TransformerConfig,
+        slots: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (slots, config.positions, config.kv_heads, config.head_dim)
+        self.layers = [
+            LayerCache(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+            for _ in range(config.n_layer)
+        ]
 
     def fold(self, slot: int, start: int, end: int) -> None:
         """Let the entry at end - 1 stand for all of the prefix [start, end): its value becomes their mean.
@@ -106,9 +128,11 @@ class KVCache:
         each of the n entries the logit 0, so together they weigh n and add n times their mean. From then on
         the window must begin at end - 1, with weight n.
         """
-        self.values[:, slot, end - 1] = self.values[:, slot, start:end].mean(1)
+        for layer in self.layers:
+            layer.values[slot, end - 1] = layer.values[slot, start:end].mean(0)
 
     def clear(self, slot: int) -> None:
         """Forget one slot, so that its next owner starts from zeros."""
-        self.keys[:, slot] = 0
-        self.values[:, slot] = 0
+        for layer in self.layers:
+            layer.keys[slot] = 0
+            layer.values[slot] = 0

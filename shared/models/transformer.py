@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.config import TransformerConfig
-from shared.models.kv_cache import KVCache, Window
+from shared.models.kv_cache import KVCache, LayerCache, Window
 from shared.models.rope import rope_table, rotate
 
 
@@ -66,7 +66,7 @@ class Attention(nn.Module):
             self.k_normalization = HeadNorm(config.k_norm_rows, self.kv_heads, self.head_dim)
 
     def forward(
-        self, x_BTD: Tensor, rope_BTP2: Tensor, window: Window, layer: int, cache: KVCache | None
+        self, x_BTD: Tensor, rope_BTP2: Tensor, window: Window, cache: LayerCache | None
     ) -> Tensor:
         """[B, T, D] -> [B, T, D]; extends `cache` where there is one."""
         heads = (self.n_head, self.kv_heads, self.kv_heads)
@@ -76,17 +76,25 @@ class Attention(nn.Module):
             q_BTHD, k_BTHD = self.q_normalization(q_BTHD), self.k_normalization(k_BTHD)
         q_BTHD, k_BTHD = (rotate(x_BTHD, rope_BTP2, self.rope_pairs) for x_BTHD in (q_BTHD, k_BTHD))
         if cache is not None:
-            k_BTHD, v_BTHD = cache.extend(layer, window, k_BTHD, v_BTHD)
-        mask = None if window.mask_BTS is None else window.mask_BTS[:, None]
-        attended = F.scaled_dot_product_attention(
-            q_BTHD.transpose(1, 2),
-            k_BTHD.transpose(1, 2).to(q_BTHD.dtype),
-            v_BTHD.transpose(1, 2).to(q_BTHD.dtype),
-            attn_mask=mask,
-            enable_gqa=self.kv_heads != self.n_head,
-        )
-        out: Tensor = self.wo(attended.transpose(1, 2).flatten(2))
+            k_BTHD, v_BTHD = cache.extend(window, k_BTHD, v_BTHD)
+        attended = attend(q_BTHD, k_BTHD, v_BTHD, window.mask_BTS)
+        out: Tensor = self.wo(attended.flatten(2))
         return out
+
+
+def attend(q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, mask_BTS: Tensor | None) -> Tensor:
+    """Softmax attention [B, T, H, head_dim] in the dtype of the queries; there may be fewer key-value heads.
+
+    On a CPU it computes in fp32: its half-width kernels take several times as long for a few queries.
+    """
+    dtype = torch.float32 if q_BTHD.device.type == "cpu" else q_BTHD.dtype
+    q, k, v = (heads.transpose(1, 2).to(dtype) for heads in (q_BTHD, k_BSHD, v_BSHD))
+    mask = None if mask_BTS is None else mask_BTS[:, None]
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(dtype)
+    grouped = k.shape[1] != q.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    return out.transpose(1, 2).to(q_BTHD.dtype)
 
 
 class FeedForward(nn.Module):
@@ -117,14 +125,14 @@ class Block(nn.Module):
         self.swin_norm = config.swin_norm
 
     def forward(
-        self, x: Tensor, rope_BTP2: Tensor, window: Window, layer: int, cache: KVCache | None
+        self, x: Tensor, rope_BTP2: Tensor, window: Window, cache: LayerCache | None
     ) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         if self.swin_norm:
-            x = x + self.attention_norm(self.attention(x, rope_BTP2, window, layer, cache))
+            x = x + self.attention_norm(self.attention(x, rope_BTP2, window, cache))
             x = x + self.ffn_norm(self.feed_forward(x))
             return x
-        x = x + self.attention(self.attention_norm(x), rope_BTP2, window, layer, cache)
+        x = x + self.attention(self.attention_norm(x), rope_BTP2, window, cache)
         x = x + self.feed_forward(self.ffn_norm(x))
         return x
 
@@ -217,13 +225,23 @@ class Transformer(nn.Module):
         self.register_buffer("rope", rope_table(config), persistent=False)
 
     def reset_table(self) -> None:
-        """Compute the rotary table anew: no file holds it."""
-        self.rope = rope_table(self.config)
+        """Compute the rotary table anew, in fp32 whatever the weights are: no file holds it."""
+        self.rope = rope_table(self.config).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; ids and features may come from anywhere."""
+        return self.tok_embeddings.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, and of what flows between them."""
+        return self.tok_embeddings.weight.dtype
 
     def embed_caption(self, caption_BNC: Tensor) -> Tensor:
         """Caption features [B, n, C] to prefix rows [B, n, D]; they sit at positions P-n .. P-1."""
         assert isinstance(self.cls_embedding, CaptionEmbedding)
-        rows: Tensor = self.cls_embedding.cap_proj(caption_BNC)
+        rows: Tensor = self.cls_embedding.cap_proj(caption_BNC.to(self.device, self.dtype))
         return rows
 
     def no_caption(self, length: int) -> Tensor:
@@ -238,16 +256,17 @@ class Transformer(nn.Module):
     def embed_class(self, ids_B: Tensor) -> Tensor:
         """Classes (the number of classes is the unguided one) to prefix rows [B, 1, D]."""
         assert isinstance(self.cls_embedding, ClassEmbedding)
-        rows: Tensor = self.cls_embedding.embedding_table(ids_B)
+        rows: Tensor = self.cls_embedding.embedding_table(ids_B.to(self.device))
         return rows[:, None]
 
     def embed_text(self, ids_BN: Tensor) -> Tensor:
         """Ids of the shared token table to prefix rows [B, n, D]."""
-        rows: Tensor = self.tok_embeddings(ids_BN)
+        rows: Tensor = self.tok_embeddings(ids_BN.to(self.device))
         return rows
 
     def embed_tokens(self, ids_BT: Tensor, places_BT: Tensor) -> Tensor:
         """Image ids at image places (0 .. T-1) to input embeddings [B, T, D]."""
+        ids_BT, places_BT = ids_BT.to(self.device), places_BT.to(self.device)
         if self.config.code_width:
             x: Tensor = self.code_embeddings(ids_BT)
         else:
@@ -259,8 +278,9 @@ class Transformer(nn.Module):
     def forward(self, x_BTD: Tensor, window: Window, cache: KVCache | None = None) -> Tensor:
         """Run T new tokens per row through all layers: [B, T, D] -> normalised hidden [B, T, D]."""
         rope_BTP2 = self.rope[window.positions_BT]
-        for index, block in enumerate(self.layers):
-            x_BTD = block(x_BTD, rope_BTP2, window, index, cache)
+        stores = [None] * len(self.layers) if cache is None else cache.layers
+        for block, store in zip(self.layers, stores, strict=True):
+            x_BTD = block(x_BTD, rope_BTP2, window, store)
         hidden: Tensor = self.norm(x_BTD)
         return hidden
 

@@ -124,16 +124,18 @@ def find(name: str, models: Path) -> Path:
     )
 
 
-def load_cloud(name: str, models: Path) -> CloudModel:
-    """Load the cloud side of a model. Raises ModelUnavailable."""
+def load_cloud(
+    name: str, models: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> CloudModel:
+    """Load the cloud side of a model, its weights in `dtype` on `device`. Raises ModelUnavailable."""
     folder = find(name, models) / "cloud"
-    model = load_model(folder)
+    model = load_model(folder, dtype, device)
     bridge = folder.parent / "device" / BRIDGE
     width = DeviceConfig.feature_width
     bridge_DF = (
         load_file(bridge)["weight"].float() if bridge.is_file() else torch.zeros(model.config.dim, width)
     )
-    return CloudModel(folder.parent.resolve().name, digest(folder), model, bridge_DF)
+    return CloudModel(folder.parent.resolve().name, digest(folder), model, bridge_DF.to(device))
 
 
 def load_device_package(name: str, models: Path) -> DevicePackage:

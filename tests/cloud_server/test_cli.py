@@ -102,9 +102,10 @@ def test_it_says_when_it_serves_and_stops_when_told(folder: Path) -> None:
     command = [*COMMAND, "--model", str(folder), "--port", "0", "--shutdown-timeout", "5"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stderr is not None
-        ready = server.stderr.readline()
+        sizes, ready = server.stderr.readline(), server.stderr.readline()
         server.send_signal(signal.SIGTERM)
         rest = server.stderr.read()
+    assert "per session" in sizes and "may be used: room for" in sizes and "serving 32" in sizes
     assert ready.startswith(f"cloud-server: serving {folder.name} (digest ")
     assert int(ready.rsplit(":", 1)[1]) > 0
     assert server.returncode == 0

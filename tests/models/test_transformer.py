@@ -183,8 +183,9 @@ def test_a_folded_prefix_changes_nothing(config: TransformerConfig) -> None:
 
 def test_a_cleared_slot_is_zero_and_others_are_not() -> None:
     cache = KVCache(SMALL, 2)
-    cache.keys.fill_(1)
-    cache.values.fill_(1)
+    for layer in cache.layers:
+        layer.keys.fill_(1)
+        layer.values.fill_(1)
     cache.clear(0)
-    assert not cache.keys[:, 0].any() and not cache.values[:, 0].any()
-    assert cache.keys[:, 1].all() and cache.values[:, 1].all()
+    for store in (store for layer in cache.layers for store in (layer.keys, layer.values)):
+        assert not store[0].any() and store[1].all()

@@ -59,5 +59,5 @@ class EmojiModel(ImageModel):
         Raises InvalidPrompt as `Vocabulary.encode` does.
         """
         ids = self.vocabulary.encode(prompt)
-        caption_1ND = self.gpt.embed_caption(self.text(ids_tensor(ids)))
+        caption_1ND = self.gpt.embed_caption(self.text(ids_tensor(ids).to(self.gpt.device)))
         return torch.cat([caption_1ND, self.gpt.embed_nothing(len(ids))[None]])

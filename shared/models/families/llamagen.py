@@ -68,7 +68,7 @@ class LlamaGenModel(ImageModel):
             return self.gpt.embed_class(torch.tensor([self._class(prompt), self.config.classes]))
         features_NC = self.captions.features(prompt)
         nothing_NC = self.gpt.no_caption(len(features_NC))
-        return self.gpt.embed_caption(torch.stack([features_NC, nothing_NC]))
+        return self.gpt.embed_caption(torch.stack([features_NC.to(nothing_NC), nothing_NC]))
 
     def _class(self, prompt: str) -> int:
         text = prompt.strip()
