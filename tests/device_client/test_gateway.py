@@ -19,11 +19,13 @@ from fastapi import FastAPI
 from PIL import Image
 
 from cloud_server.server import CloudServer, Settings, running
-from device_client import answers, draw, gateway
+from device_client import answers, draw, gateway, jobs
 from device_client.draw import Upstream
 from device_client.gateway import create_app
+from device_client.generate import GenerateBody
 from device_client.loop import Progress, Source
 from device_client.render import CHUNK
+from device_client.wish import make_plan
 from shared.errors import (
     CiarError,
     CloudUnreachable,
@@ -224,13 +226,13 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         raise error
         yield
 
-    monkeypatch.setattr(gateway, "steps", failing)
+    monkeypatch.setattr(jobs, "steps", failing)
 
 
 async def test_a_full_cloud_is_429(package: DevicePackage, cloud_model: CloudModel) -> None:
     async with running(cloud_model, Settings(max_sessions=1)) as cloud:
         upstream = Upstream(f"127.0.0.1:{cloud.port}", retry_s=0.0)
-        plan = gateway.make_plan(package, gateway.GenerateBody(prompt="cat"))
+        plan = make_plan(package, GenerateBody(prompt="cat"))
         async with (
             aclosing(draw.steps(package, plan, upstream)) as busy,
             caller(create_app(package, upstream)) as client,
@@ -274,9 +276,15 @@ async def test_the_documentation_has_an_example(client: httpx.AsyncClient) -> No
     assert api["components"]["schemas"]["GenerateBody"]["examples"][0]["prompt"] == "a cat"
     post = api["paths"]["/generate"]["post"]
     assert set(post["responses"]) == {"200", "409", "422", "429", "500", "503"}
-    assert set(post["responses"]["200"]["content"]) == {"application/json", "image/png"}
+    content = post["responses"]["200"]["content"]
+    assert set(content) == {"application/json", "image/png", "text/event-stream"}
     assert (await client.get("/docs")).status_code == 200
-    assert set(answers.STATUS.values()) <= {int(code) for code in post["responses"]}
+    images = api["paths"]["/v1/images/generations"]["post"]
+    for operation in (post, images):
+        body = operation["requestBody"]["content"]["application/json"]
+        assert all(example["value"]["prompt"] for example in body["examples"].values())
+    documented = {int(code) for operation in (post, images) for code in operation["responses"]}
+    assert set(answers.STATUS.values()) <= documented
 
 
 @asynccontextmanager
@@ -308,7 +316,7 @@ async def test_a_caller_who_hangs_up_stops_the_work(
         finally:
             ended.set()
 
-    monkeypatch.setattr(gateway, "steps", watched)
+    monkeypatch.setattr(jobs, "steps", watched)
     app = create_app(package, Upstream(f"127.0.0.1:{cloud.port}"))
     async with serving(app) as address, httpx.AsyncClient(base_url=address) as client:
         with pytest.raises(httpx.ReadTimeout):
