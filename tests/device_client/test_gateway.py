@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -14,8 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
-from fastapi import FastAPI
 from PIL import Image
 
 from cloud_server.server import CloudServer, Settings, running
@@ -35,32 +33,9 @@ from shared.errors import (
     Overloaded,
     SessionLost,
 )
-from shared.models.zoo import CloudModel, DevicePackage, load_cloud, load_device_package
+from shared.models.zoo import CloudModel, DevicePackage, load_cloud
+from tests.device_client.rig import GRID, NOBODY, caller, serving
 from tests.tiny import build_tiny_model
-
-GRID = 8
-NOBODY = "127.0.0.1:1"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(build_tiny_model(tmp_path_factory.mktemp("tiny"), grid=GRID))
-
-
-@pytest.fixture(scope="module")
-def package(folder: str) -> DevicePackage:
-    return load_device_package(folder, Path("nowhere"))
-
-
-@pytest.fixture(scope="module")
-def cloud_model(folder: str) -> CloudModel:
-    return load_cloud(folder, Path("nowhere"))
-
-
-@pytest.fixture
-async def cloud(cloud_model: CloudModel) -> AsyncIterator[CloudServer]:
-    async with running(cloud_model, Settings(max_sessions=2)) as server:
-        yield server
 
 
 @pytest.fixture
@@ -73,13 +48,6 @@ async def client(package: DevicePackage, cloud: CloudServer) -> AsyncIterator[ht
 async def lonely(package: DevicePackage) -> AsyncIterator[httpx.AsyncClient]:
     """A gateway whose cloud does not exist."""
     async with caller(create_app(package, Upstream(NOBODY, connect_s=0.3, retry_s=0.0))) as client:
-        yield client
-
-
-@asynccontextmanager
-async def caller(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://device", timeout=30) as client:
         yield client
 
 
@@ -285,19 +253,6 @@ async def test_the_documentation_has_an_example(client: httpx.AsyncClient) -> No
         assert all(example["value"]["prompt"] for example in body["examples"].values())
     documented = {int(code) for operation in (post, images) for code in operation["responses"]}
     assert set(answers.STATUS.values()) <= documented
-
-
-@asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[str]:
-    """The application behind a real socket: its address."""
-    listening = gateway.listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    task = asyncio.create_task(server.serve(sockets=[listening]))
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await task
 
 
 async def test_a_caller_who_hangs_up_stops_the_work(
