@@ -206,12 +206,8 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
     app.add_api_route("/v1/models", handlers.models)
 
 
-
-
 def _response(pictures: Sequence[Picture], form: Form) -> dict[str, Any]:
-    data = [
-        {"b64_json": form.finished(picture), "seed": picture.plan.request.seed} for picture in pictures
-    ]
+    data = [{"b64_json": form.finished(picture), "seed": picture.plan.request.seed} for picture in pictures]
     return {"created": int(time.time()), "data": data, **form.described(), "usage": _usage(pictures)}
 
 

@@ -100,9 +100,7 @@ async def test_a_stream_that_fails_says_so_at_its_end(package: DevicePackage) ->
     assert "cloud-server" in told[-1][1]["error"]["next_step"]
 
 
-async def test_a_silent_stream_has_a_pulse(
-    package: DevicePackage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_silent_stream_has_a_pulse(package: DevicePackage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "HEARTBEAT_S", 0.05)
     upstream = Upstream("192.0.2.1:9", connect_s=0.4, retry_s=0.0)  # nobody (RFC 5737)
     async with caller(create_app(package, upstream)) as client:
