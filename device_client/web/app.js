@@ -108,16 +108,15 @@ async function versus(entry, controller = null) {
 function busy(yes) {
   byId("stop").hidden = !yes;
   byId("versus").disabled = yes;
-  byId("alert").hidden = true;
+  if (yes) byId("alert").hidden = true;
   document.body.ariaBusy = String(yes);
   if (yes) byId("stop").focus(); // and into view, where the page is longer than the screen
   byId("draw").disabled = yes;
   if (yes) say("Drawing.");
-  else if (document.activeElement === document.body) byId("draw").focus({ preventScroll: true });
+  else if (document.activeElement === document.body && byId("alert").hidden) byId("draw").focus({ preventScroll: true });
 }
 
 function failed(error, entry) {
-  busy(false);
   if (error.name === "AbortError" || error.type === "Cancelled") return say(`Stopped after ${entry.tokens.length} tokens.`);
   const away = AWAY.has(error.type);
   byId("alert-what").textContent = sentence(error.message ?? String(error));
