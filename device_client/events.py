@@ -166,8 +166,10 @@ def _greeting(job: Job) -> Mapping[str, Any]:
     return {"id": job.id, "pictures": len(job.plans), "prompt": plan.request.prompt, "mode": plan.policy.mode}
 
 
-def _common(before: Sequence[int], now: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+def _common(before: tuple[int, ...], now: tuple[int, ...]) -> int:
+    """How many tokens both begin with; all of the earlier ones, nearly always."""
+    if now[: len(before)] == before:
+        return len(before)
     return next(
         (place for place, (old, new) in enumerate(zip(before, now, strict=False)) if old != new),
         min(len(before), len(now)),

@@ -32,6 +32,11 @@ class Tiles:
     def __init__(self, vq: VQModel) -> None:
         with torch.inference_mode():
             self.pixels_VSS3: NDArray[np.uint8] = _fit(vq).numpy()
+        with_blank = np.concatenate([self.pixels_VSS3, np.full_like(self.pixels_VSS3[:1], BLANK)])
+        # Line by line, so that a mosaic is copied in long pieces; the last tile is the grey one.
+        self._lines_SVP = np.ascontiguousarray(with_blank.swapaxes(0, 1)).reshape(
+            self.side, -1, 3 * self.side
+        )
 
     @property
     def side(self) -> int:
@@ -52,10 +57,10 @@ class Tiles:
     def mosaic(self, tokens: Sequence[int], rows: int, columns: int) -> Image.Image:
         """At most rows * columns tokens in raster order; what is missing at the end is grey."""
         side = self.side
-        cells = np.full((rows * columns, side, side, 3), BLANK, np.uint8)
-        cells[: len(tokens)] = self.pixels_VSS3[np.asarray(tokens, np.int64)]
-        joined = cells.reshape(rows, columns, side, side, 3).swapaxes(1, 2)
-        return Image.fromarray(joined.reshape(rows * side, columns * side, 3))
+        ids = np.full(rows * columns, len(self.pixels_VSS3))
+        ids[: len(tokens)] = tokens
+        lines = self._lines_SVP[:, ids.reshape(rows, columns)].swapaxes(0, 1)
+        return Image.fromarray(lines.reshape(rows * side, columns * side, 3))
 
 
 def _fit(vq: VQModel) -> Tensor:
