@@ -14,6 +14,10 @@ MODEL_OUT ?= $(RUNS)/model
 # On a small machine several OpenMP threads per process wait for each other more than they work.
 ONE_THREAD := OMP_NUM_THREADS=1
 
+# The tests of the page drive a real browser. Installed where that is possible; without one they are skipped.
+CHROMIUM := { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && timeout 600 sh -c \
+	"apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium chromium-driver" > /dev/null 2>&1; }
+
 .DEFAULT_GOAL := help
 .PHONY: help setup proto check test demo serve train bench ci
 
@@ -26,6 +30,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "== setup: installing into $(VENV)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@command -v chromium chromedriver > /dev/null || $(CHROMIUM) || \
+		echo "== setup: no Chromium; the tests of the page will be skipped (Debian: chromium, chromium-driver)"
 	@touch $@
 
 proto: $(READY) ## regenerate shared/wire/pb from proto/

@@ -6,26 +6,26 @@ network is touched. Knows nothing of models or gRPC.
 
 from __future__ import annotations
 
-import asyncio
 import difflib
-import json
 import signal
 import sys
-from contextlib import aclosing
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
-from rich.console import Console
 
-from device_client import gateway, render, report
-from device_client.draw import Upstream, record, steps
-from device_client.loop import Progress
-from device_client.wish import Plan, Wish, complaint, make_plan, release
-from shared.errors import CiarError
+from device_client import completion, gateway, render
+from device_client.draw import Upstream
+from device_client.policy import MODES
+from device_client.terminal import Order, Terminal
+from device_client.wish import Wish, complaint, make_plan, release
+from shared.decoding.acceptance import RULES
+from shared.decoding.gates import GATES
+from shared.errors import CiarError, CloudUnreachable, Overloaded, SessionLost
 from shared.models.zoo import DevicePackage, load_device_package
 
 PROGRAM = "device-client"
@@ -37,11 +37,16 @@ examples:
   device-client --prompt "a cat" --mode device-only
   device-client --prompt "a cat" --server host:50051 --map who.png --json
   device-client --prompt "a cat" --server host:50051 --mode exact --in-flight 4 --max-forwards 2
+  device-client --prompt "a cat" --server host:50051 --watch --compare both.png
+  device-client --prompts prompts.txt --server host:50051 --out cats.png     (cats-001.png, cats-002.png, ...)
   device-client serve --server host:50051 --http-port 8080     (see device-client serve --help)
+  source <(device-client completion bash)     (or zsh; fish: device-client completion fish | source)
 
+exit status: 0 done, 1 impossible or failed, 2 misused, 3 the cloud is away or full, 130 interrupted.
 Every option can also come from the environment: CIAR_SERVER, CIAR_MODELS, CIAR_CLOUD_BUDGET, ...
 What is unset comes from the model's calibration or from the mode."""
-SERVE_HELP = """Serve pictures over REST: POST /generate, GET /livez /readyz /version /models /docs.
+SERVE_HELP = """Serve a page at / and pictures over REST: POST /generate, and POST /v1/images/generations as
+OpenAI's clients send it; GET /jobs/ID /livez /readyz /version /models /docs.
 
 examples:
   device-client serve --server host:50051 --http-port 8080
@@ -88,16 +93,27 @@ class Draw(Options, Wish):
     """`device-client --prompt ...`."""
 
     model_config = SettingsConfigDict(cli_prog_name=PROGRAM, json_schema_extra={"description": DRAW_HELP})
+    prompt: str = Field("", description='what to draw, such as "a cat"')
     out: Path = Field(Path("image.png"), description="where the picture goes")
     map: Path | None = Field(None, description="where a map of who decided each token goes")
+    compare: Path | None = Field(None, description="where it goes beside what the cloud alone draws")
+    prompts: Path | None = Field(None, description="a file with a prompt per line, instead of --prompt")
+    watch: bool = Field(False, description="show the picture in the terminal as it grows")
     as_json: bool = Field(False, validation_alias="json", description="print one JSON object only")
     quiet: bool = Field(False, description="print errors only")
     version: bool = Field(False, description="print the version")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.map == self.out:
-            raise ValueError(f"--out and --map are both {str(self.out)!r}. give two names")
+        if ("prompt" in self.model_fields_set) == (self.prompts is not None):
+            what = "--prompt and --prompts exclude each other" if self.prompts else "--prompt is missing"
+            raise ValueError(f'{what}. try {PROGRAM} --prompt "a cat" --server host:50051')
+        files = {"--out": self.out, "--map": self.map, "--compare": self.compare}
+        for (one, path), (other, same) in combinations(files.items(), 2):
+            if path is not None and path == same:
+                raise ValueError(f"{one} and {other} are both {str(path)!r}. give two names")
+        if self.server is None and self.compare is not None:
+            raise ValueError("--compare needs a server: it shows what the cloud alone draws")
         if self.server is None and self.mode != "device-only":
             raise ValueError(
                 f'mode {self.mode} needs a server. try {PROGRAM} --prompt "a cat" --server host:50051, '
@@ -117,17 +133,21 @@ class Serve(Options):
 
 
 def main() -> int:
-    """Exit status: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    """Exit status: 0 done, 1 failed, 2 misused, 3 the cloud is away or full, 130 interrupted."""
     args = sys.argv[1:]
     try:
         if "--version" in args:
             print(f"{PROGRAM} {release()}")
             return 0
+        if args[:1] == ["completion"]:
+            return _completion(args[1:])
         if args[:1] == ["serve"]:
             return _serve(_parse(Serve, args[1:]))
         return _draw(_parse(Draw, args))
     except Misuse as error:
         return _fail(f"error: {error}", 2)
+    except (CloudUnreachable, SessionLost, Overloaded) as error:
+        return _fail(f"error: {error}", 3)
     except CiarError as error:
         return _fail(f"error: {error}", 1)
     except KeyboardInterrupt:
@@ -154,50 +174,57 @@ def _serve(options: Serve) -> int:
 
 
 def _draw(options: Draw) -> int:
-    for path in filter(None, (options.out, options.map)):
+    orders = list(_orders(options))
+    for path in (path for order in orders for path in order.files):
         render.check_target(path)
     package = options.package()
-    plan = make_plan(package, options)
-    terminal = Console(stderr=True, quiet=options.quiet, highlight=False, markup=False, soft_wrap=True)
-    for note in plan.notes:
-        terminal.print(f"note: {note}")
-    last = asyncio.run(_watch(package, plan, options.upstream(), terminal))
-    _save(options, package, plan, last)
-    _tell(options, plan, last)
+    for order in orders:  # whatever is impossible is said before the first picture is drawn
+        make_plan(package, order.wish)
+    terminal = Terminal(
+        package, options.upstream(), as_json=options.as_json, quiet=options.quiet, watch=options.watch
+    )
+    for order in orders:
+        terminal.draw(order)
     return 0
 
 
-async def _watch(package: DevicePackage, plan: Plan, upstream: Upstream, terminal: Console) -> Progress:
-    last = None
-    with report.bar(terminal) as bar:
-        task = bar.add_task("", total=package.model.base.config.image_tokens)
-        async with aclosing(steps(package, plan, upstream)) as progress:
-            async for last in progress:
-                bar.update(task, completed=len(last.tokens), description=report.tally(last))
-    assert last is not None and last.done, "the loop ends with a finished picture"
-    return last
-
-
-def _save(options: Draw, package: DevicePackage, plan: Plan, last: Progress) -> None:
-    made = record(plan, last)
-    render.save_png(options.out, render.to_image(package.vq, last.tokens), made)
-    if options.map is not None:
-        grid = package.model.base.config.grid
-        render.save_png(options.map, render.source_map(last.sources, grid, last.scores), made)
-
-
-def _tell(options: Draw, plan: Plan, last: Progress) -> None:
-    """The result on stdout: for a program one JSON object, for a person where it lies and what it cost."""
-    if options.as_json:
-        where = {"out": str(options.out), "map": None if options.map is None else str(options.map)}
-        spent = {"counters": last.counters.as_dict(), "trips": [asdict(trip) for trip in last.trips]}
-        print(json.dumps({**where, "settings": plan.settings, **spent}))
+def _orders(options: Draw) -> Iterator[Order]:
+    order = Order(options, options.out, options.map, options.compare)
+    if options.prompts is None:
+        yield order
         return
-    screen = Console(quiet=options.quiet, highlight=False, markup=False, soft_wrap=True)
-    screen.print(f"{options.out}: {plan.request.prompt!r}, seed {plan.request.seed}, mode {plan.policy.mode}")
-    if options.map is not None:
-        screen.print(f"{options.map}: who decided each token")
-    screen.print(report.counters_table(last.counters))
+    try:
+        lines = [line.strip() for line in options.prompts.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise Misuse(f"--prompts {str(options.prompts)!r} cannot be read: {error}") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise Misuse(f"--prompts {str(options.prompts)!r} holds no prompt: one per line, # begins a comment")
+    for number, prompt in enumerate(prompts, 1):
+        yield order.numbered(options.model_copy(update={"prompt": prompt}), number)
+
+
+def _completion(shells: list[str]) -> int:
+    shell = shells[0] if len(shells) == 1 else " ".join(shells)
+    commands = {"": _flags(Draw), "serve": _flags(Serve), "completion": []}
+    print(completion.script(shell, PROGRAM, commands), end="")
+    return 0
+
+
+def _flags(kind: type[Options]) -> list[completion.Flag]:
+    values: dict[str, Sequence[str]] = {"gate": list(GATES), "acceptance": list(RULES), "mode": MODES}
+    flags = [completion.Flag("--help", "show the options", switch=True)]
+    for name, field in kind.model_fields.items():
+        flags.append(
+            completion.Flag(
+                _flag(name.removeprefix("as_")),
+                field.description or "",
+                values=values.get(name, ()),
+                file=name == "model" or "Path" in str(field.annotation),
+                switch=field.annotation is bool,
+            )
+        )
+    return flags
 
 
 def _parse(kind: type[OptionsT], args: list[str]) -> OptionsT:
@@ -215,8 +242,6 @@ def _complaints(kind: type[Options], args: list[str], error: ValidationError) ->
     found: dict[str, list[Any]] = {}
     for item in error.errors(include_url=False):
         found.setdefault(str(item["loc"][0]) if item["loc"] else "", []).append(item)
-    if any(item["type"] == "missing" for item in found.get("prompt", ())):
-        return [f'--prompt is missing. try {PROGRAM} --prompt "a cat" --server host:50051']
     return [_complaint(kind, args, name, items) for name, items in found.items()]
 
 

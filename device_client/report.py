@@ -33,6 +33,13 @@ DERIVED = {
     "acceptance": ("acceptance_rate", ".1%"),
     "comm share": ("comm_share", ".1%"),
 }
+COMPARED = (
+    ("cloud forwards", "cloud_forwards", "d"),
+    ("bytes up", "bytes_up", "d"),
+    ("bytes down", "bytes_down", "d"),
+    ("cloud, s", "cloud_s", ".3f"),
+    ("total, s", "total_s", ".3f"),
+)
 
 
 def counters_table(counters: loop.Counters) -> Table:
@@ -44,6 +51,19 @@ def counters_table(counters: loop.Counters) -> Table:
         table.add_column(title, justify="left" if title else "right", no_wrap=True)
     for row in zip_longest(raw[:half], raw[half:], _cells(counters, DERIVED), fillvalue=("", "")):
         table.add_row(*(text for cell in row for text in cell))
+    return table
+
+
+def comparison_table(mine: loop.Progress, base: loop.Progress, differing: int) -> Table:
+    """What a picture cost, what the cloud alone would have cost, and in how many tokens the two differ."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("", "this picture", "cloud alone", "share"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    ours, theirs = mine.counters.as_dict(), base.counters.as_dict()
+    for title, name, form in COMPARED:
+        share = f"{ours[name] / theirs[name]:.1%}" if theirs[name] else ""
+        table.add_row(title, format(ours[name], form), format(theirs[name], form), share)
+    table.add_row("tokens that differ", str(differing), "", f"{differing / len(mine.tokens):.1%}")
     return table
 
 

@@ -46,44 +46,49 @@ class Wish(BaseModel):
     """One picture. What is None is taken from the model's calibration or from the mode."""
 
     prompt: str = Field(description='what to draw, such as "a cat"')
-    seed: int = Field(0, ge=0, lt=SEED_LIMIT, description=f"which picture: 0 to {SEED_LIMIT - 1}")
-    mode: Mode = Field("ciar", description="who decides: ciar, exact, cloud-only or device-only")
+    seed: int = Field(default=0, ge=0, lt=SEED_LIMIT, description=f"which picture: 0 to {SEED_LIMIT - 1}")
+    mode: Mode = Field(default="ciar", description="who decides: ciar, exact, cloud-only or device-only")
     gate: Annotated[str, AfterValidator(_known_gate)] | None = Field(
-        None, description=f"when the device asks: {GATE_NAMES}"
+        default=None, description=f"when the device asks: {GATE_NAMES}"
     )
-    threshold: Number | None = Field(None, description="ask where the gate's score is above this number")
+    threshold: Number | None = Field(
+        default=None, description="ask where the gate's score is above this number"
+    )
     cloud_budget: Annotated[Number, Field(gt=0, le=1)] | None = Field(
-        None, description="cloud forwards per token to aim at: above 0, up to 1; instead of a threshold"
+        default=None,
+        description="cloud forwards per token to aim at: above 0, up to 1; instead of a threshold",
     )
     span: Annotated[int, Field(ge=1, le=MAX_SPAN)] | Literal["adaptive"] | None = Field(
-        None, description=f"drafted tokens per message: 1 to {MAX_SPAN}, or adaptive"
+        default=None, description=f"drafted tokens per message: 1 to {MAX_SPAN}, or adaptive"
     )
     prefix_rate: Annotated[Number, Field(ge=0, le=1)] | None = Field(
-        None, description="share of the picture the cloud draws first, 0 to 1"
+        default=None, description="share of the picture the cloud draws first, 0 to 1"
     )
     acceptance: Annotated[str, AfterValidator(_known_rule)] | None = Field(
-        None, description=f"how the cloud judges: {RULE_NAMES}"
+        default=None, description=f"how the cloud judges: {RULE_NAMES}"
     )
     guesses: bool | None = Field(
-        None, description="whether the cloud's own draws behind a rejected token come back as guesses"
+        default=None, description="whether the cloud's own draws behind a rejected token come back as guesses"
     )
     max_forwards: Annotated[int, Field(ge=1, le=MAX_FORWARDS)] | None = Field(
-        None, description=f"runs of the cloud model per message, 1 to {MAX_FORWARDS}: more save messages"
+        default=None,
+        description=f"runs of the cloud model per message, 1 to {MAX_FORWARDS}: more save messages",
     )
     in_flight: Annotated[int, Field(ge=1, le=MAX_IN_FLIGHT)] | None = Field(
-        None, description=f"messages under way at a time, 1 to {MAX_IN_FLIGHT}: more hide the network's delay"
+        default=None,
+        description=f"messages under way at a time, 1 to {MAX_IN_FLIGHT}: more hide the network's delay",
     )
     guidance: Annotated[Number, Field(ge=0, le=MAX_GUIDANCE)] | None = Field(
-        None, description=f"how closely to follow the prompt: 0 to {MAX_GUIDANCE:g}, 1 is off"
+        default=None, description=f"how closely to follow the prompt: 0 to {MAX_GUIDANCE:g}, 1 is off"
     )
     temperature: Annotated[Number, Field(ge=0, le=MAX_TEMPERATURE)] | None = Field(
-        None, description=f"how varied: 0 to {MAX_TEMPERATURE:g}, 0 is greedy"
+        default=None, description=f"how varied: 0 to {MAX_TEMPERATURE:g}, 0 is greedy"
     )
     top_k: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="draw among the k likeliest tokens: 0, 1, 2, ..., 0 is off"
+        default=None, description="draw among the k likeliest tokens: 0, 1, 2, ..., 0 is off"
     )
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = Field(
-        None, description="draw among the likeliest tokens of this mass: above 0, up to 1, 1 is off"
+        default=None, description="draw among the likeliest tokens of this mass: above 0, up to 1, 1 is off"
     )
 
 

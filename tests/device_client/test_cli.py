@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from device_client import cli, wish
+from device_client import cli, watch, wish
 from device_client.loop import Source
 from device_client.policy import MODES
 from device_client.render import read_settings
@@ -199,6 +200,10 @@ def test_guidance_the_device_did_not_learn_is_noted(alone: Run, monkeypatch: pyt
         (["--promt", "cat"], "unrecognized arguments: --promt cat. did you mean --prompt? "),
         (["--prompt", "cat", "dog"], "unrecognized arguments: dog"),
         (["--prompt", "cat", "--map", "image.png"], "--out and --map are both 'image.png'"),
+        (["--prompt", "cat", "--map", "a.png", "--compare", "a.png"], "--map and --compare are both 'a.png'"),
+        (["--prompt", "cat", "--prompts", "file"], "--prompt and --prompts exclude each other"),
+        (["--prompt", "cat", "--mode", "device-only", "--compare", "b.png"], "--compare needs a server"),
+        (["--prompts", "no-such", "--server", "x:1"], "--prompts 'no-such' cannot be read: "),
         (["--prompt", "cat"], "mode ciar needs a server. try device-client --prompt"),
         (["--prompt", "cat", "--seed", "-1"], "--seed '-1': input should be greater than or equal to 0"),
         (["--prompt", "cat", "--seed", str(2**64)], "0 to 18446744073709551615"),
@@ -252,7 +257,7 @@ def test_a_refusal_exits_with_1_before_any_network(run: Run, model: str, args: l
 
 def test_no_server_is_said_with_the_next_step(run: Run, model: str) -> None:
     ran = run("--prompt", "cat", "--model", model, "--server", "127.0.0.1:1", "--retry-s", "0")
-    assert ran.status == 1 and ran.err.startswith("error: no cloud server at 127.0.0.1:1")
+    assert ran.status == 3 and ran.err.startswith("error: no cloud server at 127.0.0.1:1")
     assert "cloud-server --model" in ran.err and not list(Path().iterdir())
 
 
@@ -263,6 +268,88 @@ def test_help_has_examples_and_every_flag(run: Run, args: list[str]) -> None:
     kind = cli.Serve if "serve" in args else cli.Draw
     for name in kind.model_fields:
         assert f"--{name.removeprefix('as_').replace('_', '-')}" in ran.out
+
+
+@pytest.mark.parametrize("mode", ["ciar", "exact"])
+def test_a_comparison_shows_both_and_what_differs(run: Run, model: str, server: str, mode: str) -> None:
+    wish = ("--prompt", "a dog", "--server", server, "--model", model, "--mode", mode)
+    ran = run(*wish, "--json", "--compare", "both.png")
+    versus = json.loads(ran.out)["compare"]
+    assert versus["counters"]["cloud_forwards"] == GRID**2 and versus["out"] == "both.png"
+    assert (versus["differing"] == 0) == (mode == "exact")
+    with Image.open("both.png") as both, Image.open("image.png") as image:
+        assert both.width > 3 * image.width and both.height > image.height
+        red = sum(count for count, colour in both.getcolors(2**16) or [] if colour == (0xD5, 0x5E, 0x00))
+        assert bool(red) == bool(versus["differing"])
+    table = run(*wish, "--compare", "both.png").out
+    assert "both.png: beside the cloud alone" in table
+    assert re.search(rf"tokens that differ +{versus['differing']} ", table)
+
+
+def test_prompts_come_from_a_file(alone: Run) -> None:
+    Path("prompts.txt").write_text("# animals\na cat\n\n  a dog  \n")
+    ran = alone("--prompts", "prompts.txt", "--out", "it.png", "--map", "who.png", "--json")
+    answers = [json.loads(line) for line in ran.out.splitlines()]
+    assert [(answer["out"], answer["settings"]["prompt"]) for answer in answers] == [
+        ("it-001.png", "a cat"),
+        ("it-002.png", "a dog"),
+    ]
+    assert read_settings(Path("it-002.png"))["prompt"] == "a dog" and Path("who-002.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "says"), [("cat\nzzz\n", 1, "no word of 'zzz'"), ("# none\n", 2, "holds no prompt")]
+)
+def test_an_impossible_prompt_in_a_file_is_said_first(alone: Run, text: str, status: int, says: str) -> None:
+    Path("prompts.txt").write_text(text)
+    ran = alone("--prompts", "prompts.txt")
+    assert (
+        ran.status == status
+        and says in ran.err
+        and [path.name for path in Path().iterdir()] == ["prompts.txt"]
+    )
+
+
+def test_a_watched_picture_stays_in_the_terminal(alone: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watch.HALF not in alone("--prompt", "a cat", "--watch").err, "no terminal"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    err = alone("--prompt", "a cat", "--watch").err
+    last = err.rpartition("\x1b[2K")[2]
+    assert last.count(watch.HALF) > 200
+    with Image.open("image.png") as image:
+        red, green, blue = image.convert("RGB").getpixel((0, 0))  # type: ignore[misc]
+    assert f"38;2;{red};{green};{blue};48;2" in last
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("--mode e", "exact"),
+        ("--gate soft", "softmax"),
+        ("--pre", "--prefix-rate"),
+        ("s", "serve"),
+        ("serve --ht", "--http-port"),
+        ("serve --prom", ""),
+    ],
+)
+def test_bash_completes(run: Run, line: str, offers: str) -> None:
+    script = run("completion", "bash").out
+    words = line.split()
+    ask = (
+        f"COMP_WORDS=(device-client {line}); COMP_CWORD={len(words)}; _device_client; echo ${{COMPREPLY[@]}}"
+    )
+    done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == (offers, "")
+
+
+def test_other_shells_complete_as_well(run: Run) -> None:
+    for shell in ("zsh", "fish"):
+        script = run("completion", shell).out
+        assert "watch" in script and "cloud-only" in script and "http-port" in script
+    ran = run("completion", "tcsh")
+    assert ran.status == 1 and "allowed: bash, zsh, fish" in ran.err
 
 
 def test_version(run: Run) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -14,16 +14,16 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
-from fastapi import FastAPI
 from PIL import Image
 
 from cloud_server.server import CloudServer, Settings, running
-from device_client import answers, draw, gateway
+from device_client import answers, draw, gateway, jobs
 from device_client.draw import Upstream
 from device_client.gateway import create_app
+from device_client.generate import GenerateBody
 from device_client.loop import Progress, Source
 from device_client.render import CHUNK
+from device_client.wish import make_plan
 from shared.errors import (
     CiarError,
     CloudUnreachable,
@@ -33,32 +33,9 @@ from shared.errors import (
     Overloaded,
     SessionLost,
 )
-from shared.models.zoo import CloudModel, DevicePackage, load_cloud, load_device_package
+from shared.models.zoo import CloudModel, DevicePackage, load_cloud
+from tests.device_client.rig import GRID, NOBODY, caller, serving
 from tests.tiny import build_tiny_model
-
-GRID = 8
-NOBODY = "127.0.0.1:1"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(build_tiny_model(tmp_path_factory.mktemp("tiny"), grid=GRID))
-
-
-@pytest.fixture(scope="module")
-def package(folder: str) -> DevicePackage:
-    return load_device_package(folder, Path("nowhere"))
-
-
-@pytest.fixture(scope="module")
-def cloud_model(folder: str) -> CloudModel:
-    return load_cloud(folder, Path("nowhere"))
-
-
-@pytest.fixture
-async def cloud(cloud_model: CloudModel) -> AsyncIterator[CloudServer]:
-    async with running(cloud_model, Settings(max_sessions=2)) as server:
-        yield server
 
 
 @pytest.fixture
@@ -71,13 +48,6 @@ async def client(package: DevicePackage, cloud: CloudServer) -> AsyncIterator[ht
 async def lonely(package: DevicePackage) -> AsyncIterator[httpx.AsyncClient]:
     """A gateway whose cloud does not exist."""
     async with caller(create_app(package, Upstream(NOBODY, connect_s=0.3, retry_s=0.0))) as client:
-        yield client
-
-
-@asynccontextmanager
-async def caller(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://device", timeout=30) as client:
         yield client
 
 
@@ -224,13 +194,13 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         raise error
         yield
 
-    monkeypatch.setattr(gateway, "steps", failing)
+    monkeypatch.setattr(jobs, "steps", failing)
 
 
 async def test_a_full_cloud_is_429(package: DevicePackage, cloud_model: CloudModel) -> None:
     async with running(cloud_model, Settings(max_sessions=1)) as cloud:
         upstream = Upstream(f"127.0.0.1:{cloud.port}", retry_s=0.0)
-        plan = gateway.make_plan(package, gateway.GenerateBody(prompt="cat"))
+        plan = make_plan(package, GenerateBody(prompt="cat"))
         async with (
             aclosing(draw.steps(package, plan, upstream)) as busy,
             caller(create_app(package, upstream)) as client,
@@ -274,22 +244,15 @@ async def test_the_documentation_has_an_example(client: httpx.AsyncClient) -> No
     assert api["components"]["schemas"]["GenerateBody"]["examples"][0]["prompt"] == "a cat"
     post = api["paths"]["/generate"]["post"]
     assert set(post["responses"]) == {"200", "409", "422", "429", "500", "503"}
-    assert set(post["responses"]["200"]["content"]) == {"application/json", "image/png"}
+    content = post["responses"]["200"]["content"]
+    assert set(content) == {"application/json", "image/png", "text/event-stream"}
     assert (await client.get("/docs")).status_code == 200
-    assert set(answers.STATUS.values()) <= {int(code) for code in post["responses"]}
-
-
-@asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[str]:
-    """The application behind a real socket: its address."""
-    listening = gateway.listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    task = asyncio.create_task(server.serve(sockets=[listening]))
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await task
+    images = api["paths"]["/v1/images/generations"]["post"]
+    for operation in (post, images):
+        body = operation["requestBody"]["content"]["application/json"]
+        assert all(example["value"]["prompt"] for example in body["examples"].values())
+    documented = {int(code) for operation in (post, images) for code in operation["responses"]}
+    assert set(answers.STATUS.values()) <= documented
 
 
 async def test_a_caller_who_hangs_up_stops_the_work(
@@ -308,7 +271,7 @@ async def test_a_caller_who_hangs_up_stops_the_work(
         finally:
             ended.set()
 
-    monkeypatch.setattr(gateway, "steps", watched)
+    monkeypatch.setattr(jobs, "steps", watched)
     app = create_app(package, Upstream(f"127.0.0.1:{cloud.port}"))
     async with serving(app) as address, httpx.AsyncClient(base_url=address) as client:
         with pytest.raises(httpx.ReadTimeout):
