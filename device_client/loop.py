@@ -16,7 +16,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from device_client.drafter import Drafter, Step
-from device_client.policy import DEFAULT_GATE, Policy
+from device_client.pacing import Situation, pace, pacing_for
+from device_client.policy import Policy
 from device_client.progress import Counters, Progress, Source
 from shared.decoding.warp import Warp
 from shared.errors import CiarError, InvalidRequest, ModelMismatch
@@ -78,7 +79,7 @@ async def decode(
             yield image.progress()
         while not image.done:
             step = await image.draw()
-            if image.cloud is None or step.score <= policy.threshold:
+            if image.cloud is None or not image.asks(step):
                 image.keep(step)
             else:
                 span = await _draw_span(image, step)
@@ -98,7 +99,7 @@ async def _draw_span(image: _Image, first: Step) -> list[Step]:
     """
     policy, span = image.policy, [first]
     floor = policy.adaptive_floor
-    table = None if floor is None else image.package.calibration.table(DEFAULT_GATE)
+    table = None if floor is None else image.package.calibration.table(image.package.calibration.default_gate)
     longest = min(policy.span, image.size - len(image.tokens))
     chance = 1.0
     while len(span) < longest:
@@ -125,6 +126,11 @@ class _Image:
         self._scores: list[float | None] = []
         self._kept: list[Step] = []  # behind `base`
         self._counters = Counters(self.size)
+        self._pace = pace(policy.pacing)
+        self._pacing = pacing_for(
+            policy.threshold, policy.budget, policy.gate, package.calibration, self.size
+        )
+        self._opened_s = 0.0  # of `wait_s`
         self._started_s = time.perf_counter()
         self._before = self._traffic()
         with self._timed("device_s"):
@@ -154,6 +160,7 @@ class _Image:
             warp=request.warp,
             prefix_tokens=policy.prefix_tokens(self.size),
             acceptance=policy.acceptance,
+            relaxation=policy.relaxation,
         )
 
     def begin(self, opened: Opened) -> None:
@@ -165,12 +172,18 @@ class _Image:
         self._commit(opened.prefix.tolist(), Source.PREFIX, [None] * len(opened.prefix))
         self.base = len(self.tokens)
         self._count(cloud_forwards=opened.cloud_forwards, cloud_s=opened.cloud_s)
+        self._opened_s = self._counters.wait_s
 
     async def draw(self, guesses: Sequence[int] = ()) -> Step:
         """The device's draft behind the image and the guesses."""
         await asyncio.sleep(0)  # other images on this event loop want to move as well
         with self._timed("device_s"):
             return self.drafter.step([*self.tokens, *guesses])
+
+    def asks(self, step: Step) -> bool:
+        """Whether the gate's score is above the threshold of this moment."""
+        now = Situation(len(self.tokens), self._counters, self._opened_s)
+        return step.score > self._pace(self._pacing, now)
 
     def keep(self, step: Step) -> None:
         """Nobody is asked about this token."""

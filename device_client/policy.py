@@ -6,29 +6,33 @@ SPEC sections 4 and 6. Knows nothing of models, networks or tensors.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from device_client.pacing import pace
 from shared.decoding import acceptance as rules
 from shared.decoding import gates
+from shared.decoding.acceptance import Relaxation
 from shared.decoding.calibration import Calibration, GateTable
 from shared.errors import InvalidRequest
 
 MODES = ("ciar", "exact", "cloud-only", "device-only")
 MAX_SPAN = 64
 ADAPTIVE = "adaptive"
-DEFAULT_GATE = "entropy"  # the best ranking of the bundled pair; adaptive spans go by it as well
+DEFAULT_GATE = "entropy"  # where no calibration names another; adaptive spans go by the same
 DEFAULT_BUDGET = 0.32  # cloud forwards per token, calibrated at spans of 5
 DEFAULT_PREFIX_RATE = 0.06
 ADAPTIVE_CAP = 16
 ADAPTIVE_FLOOR = 0.3
 UNSCORED = ("never", "always")  # gates that need no threshold and no calibration
+_GATING = ("gate", "threshold", "cloud_budget", "promise", "pacing")
 # Overrides that would contradict what a mode is; `acceptance` also says how a side draws:
 # it always means something.
 _MEANINGLESS = {
     "ciar": (),
-    "exact": ("gate", "threshold", "cloud_budget"),
-    "cloud-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate"),
-    "device-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate"),
+    "exact": _GATING,
+    "cloud-only": (*_GATING, "span", "prefix_rate"),
+    "device-only": (*_GATING, "span", "prefix_rate"),
 }
 
 
@@ -51,6 +55,9 @@ class Policy:
     acceptance      a name in shared.decoding.acceptance.RULES
     features        kept tokens travel with their interval features (eq. 5)
     use_cloud       False: there is no session; then the gate is "never" and the prefix rate 0
+    pacing          a name in device_client.pacing.PACES: how the threshold moves within an image
+    budget          the cloud forwards per token that `threshold` stands for; None where tau was given
+    relaxation      how far "relaxed" acceptance may stray; None for any other
     """
 
     mode: str
@@ -62,6 +69,9 @@ class Policy:
     acceptance: str
     features: bool
     use_cloud: bool
+    pacing: str = "fixed"
+    budget: float | None = None
+    relaxation: Relaxation | None = None
 
     def __post_init__(self) -> None:
         # Written so that NaN fails every test.
@@ -76,6 +86,11 @@ class Policy:
         _require(0.0 <= self.prefix_rate <= 1.0, "prefix rate", self.prefix_rate, "0 to 1")
         alone = self.gate == "never" and self.prefix_rate == 0.0
         _require(self.use_cloud or alone, "gate without a cloud", self.gate, "never, with prefix rate 0")
+        pace(self.pacing)
+        paced = self.pacing == "fixed" or self.gate not in UNSCORED
+        _require(paced, f"gate {self.gate!r} with policy", self.pacing, "fixed")
+        relaxed = (self.relaxation is not None) == (self.acceptance == "relaxed")
+        _require(relaxed, f"acceptance {self.acceptance!r} with", self.relaxation, "k and delta if relaxed")
 
     def prefix_tokens(self, image_tokens: int) -> int:
         """m = floor(rho * T)."""
@@ -112,34 +127,42 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     gate: str | None = None,
     threshold: float | None = None,
     cloud_budget: float | None = None,
+    promise: float | None = None,
+    pacing: str | None = None,
     span: str | int | None = None,
     prefix_rate: float | None = None,
     acceptance: str | None = None,
+    relaxation: Relaxation | None = None,
 ) -> Policy:
     """The policy of a mode with overrides on top; None keeps what the mode says.
 
     threshold     tau itself, instead of
-    cloud_budget  a share of cloud forwards per token, 0 < budget <= 1, looked up in the gate's calibration
+    cloud_budget  a share of cloud forwards per token, 0 < budget <= 1, looked up in the gate's calibration,
+                  or
+    promise       the share of kept tokens that may differ from the cloud's draw, looked up there as well
+    pacing        "fixed", "budget" or "cost"
     span          tokens, or "adaptive": up to 16, ended at a floor of 0.3
 
     Raises InvalidRequest for an unknown name, a value out of range, a gate without calibration, and overrides
     that contradict each other or mean nothing in this mode. `calibration` may be None where none is needed.
     """
     _require(mode in MODES, "mode", mode, ", ".join(MODES))
-    given = {"gate": gate, "threshold": threshold, "cloud_budget": cloud_budget, "span": span}
-    given["prefix_rate"] = prefix_rate
+    dials = {"threshold": threshold, "cloud_budget": cloud_budget, "promise": promise}
+    given = {"gate": gate, **dials, "pacing": pacing, "span": span, "prefix_rate": prefix_rate}
     _refuse_meaningless(mode, [name for name, value in given.items() if value is not None])
     policy = _PRESETS[mode]
+    usual = DEFAULT_GATE if calibration is None else calibration.default_gate
+    changes = {"prefix_rate": prefix_rate, "pacing": pacing, "acceptance": acceptance}
     policy = replace(
         policy,
-        gate=policy.gate if gate is None else gate,
-        prefix_rate=policy.prefix_rate if prefix_rate is None else prefix_rate,
-        acceptance=policy.acceptance if acceptance is None else acceptance,
+        gate=gate or (usual if mode == "ciar" else policy.gate),
+        relaxation=relaxation,
+        **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]
     )
     policy = policy if span is None else _with_span(policy, span)
     if policy.adaptive_floor is not None:
-        _table(calibration, DEFAULT_GATE)
-    return _with_threshold(policy, calibration, threshold, cloud_budget)
+        _table(calibration, usual)
+    return _with_threshold(policy, calibration, dials)
 
 
 def _refuse_meaningless(mode: str, given: list[str]) -> None:
@@ -163,24 +186,28 @@ def _with_span(policy: Policy, span: str | int) -> Policy:
 
 
 def _with_threshold(
-    policy: Policy, calibration: Calibration | None, threshold: float | None, budget: float | None
+    policy: Policy, calibration: Calibration | None, dials: Mapping[str, float | None]
 ) -> Policy:
-    """Settle tau: given, or the one whose measured call rate is the budget."""
-    if threshold is not None and budget is not None:
-        raise InvalidRequest(
-            f"threshold {threshold} and cloud budget {budget} exclude each other",
-            "a budget is turned into a threshold",
-            "give one of the two",
-        )
+    """Settle tau: given, or the one whose measured call rate is the budget, or the bound of the promise."""
+    named = {name: value for name, value in dials.items() if value is not None}
+    words = [f"{name.replace('_', ' ')} {value}" for name, value in named.items()]
+    if len(words) > 1:
+        raise InvalidRequest(f"{' and '.join(words)} exclude each other", "each sets tau", "give one of them")
     if policy.gate in UNSCORED:
-        _require(threshold is None, f"gate {policy.gate!r} with threshold", threshold, "no threshold")
-        _require(budget is None, f"gate {policy.gate!r} with cloud budget", budget, "no budget")
+        _require(not named, f"gate {policy.gate!r} with {' '.join(words)}", "", "no threshold and no budget")
         return policy
-    if threshold is not None:
-        return replace(policy, threshold=threshold)
-    budget = DEFAULT_BUDGET if budget is None else budget
+    if policy.pacing == "budget":
+        _require(set(named) <= {"cloud_budget"}, "policy 'budget' with", " ".join(words), "a cloud budget")
+    if policy.pacing != "fixed":
+        _table(calibration, policy.gate)
+    if "threshold" in named:
+        return replace(policy, threshold=named["threshold"])
+    if "promise" in named:
+        return replace(policy, threshold=_table(calibration, policy.gate).bound(named["promise"]))
+    budget = named.get("cloud_budget", DEFAULT_BUDGET)
     _require(0.0 < budget <= 1.0, "cloud budget", budget, "above 0, up to 1 cloud forwards per token")
-    return replace(policy, threshold=_table(calibration, policy.gate).threshold(budget))
+    tau = _table(calibration, policy.gate).threshold(budget)
+    return replace(policy, threshold=tau, budget=budget)
 
 
 def _table(calibration: Calibration | None, gate: str) -> GateTable:

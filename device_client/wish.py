@@ -13,11 +13,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field
 
 from device_client.loop import Request
+from device_client.pacing import PACES
 from device_client.policy import MAX_SPAN, Policy, policy_for
-from shared.decoding.acceptance import RULES
-from shared.decoding.gates import GATES
+from shared.decoding.acceptance import MOST_NEIGHBOURS, RULES, Relaxation
+from shared.decoding.gates import GATES, gate
 from shared.decoding.noise import SEED_LIMIT
 from shared.decoding.warp import MAX_GUIDANCE, MAX_TEMPERATURE
+from shared.errors import InvalidRequest
 from shared.models.zoo import DevicePackage
 
 Mode = Literal["ciar", "exact", "cloud-only", "device-only"]
@@ -25,7 +27,11 @@ GATE_NAMES, RULE_NAMES = ", ".join(GATES), ", ".join(RULES)
 
 
 def _known_gate(name: str) -> str:
-    return _one_of(name, GATES)
+    try:
+        gate(name)
+    except InvalidRequest as error:
+        raise ValueError(error.why) from None
+    return name
 
 
 def _known_rule(name: str) -> str:
@@ -54,6 +60,16 @@ class Wish(BaseModel):
     cloud_budget: Annotated[Number, Field(gt=0, le=1)] | None = Field(
         None, description="cloud forwards per token to aim at: above 0, up to 1; instead of a threshold"
     )
+    promise: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="share of kept tokens that may differ from the cloud's draw: above 0, below 1; "
+        "instead of a threshold or a budget",
+    )
+    policy: Literal["fixed", "budget", "cost"] | None = Field(
+        None,
+        description=f"how the threshold moves within a picture: {', '.join(PACES)}; fixed keeps it, budget "
+        "keeps the share of forwards at --cloud-budget, cost weighs each question against the measured round",
+    )
     span: Annotated[int, Field(ge=1, le=MAX_SPAN)] | Literal["adaptive"] | None = Field(
         None, description=f"drafted tokens per message: 1 to {MAX_SPAN}, or adaptive"
     )
@@ -62,6 +78,15 @@ class Wish(BaseModel):
     )
     acceptance: Annotated[str, AfterValidator(_known_rule)] | None = Field(
         None, description=f"how the cloud judges: {RULE_NAMES}"
+    )
+    relax_k: Annotated[int, Field(ge=1, le=MOST_NEIGHBOURS)] | None = Field(
+        None, description=f"relaxed acceptance: nearest codes that may stand in, 1 to {MOST_NEIGHBOURS}; 10"
+    )
+    relax_delta: Annotated[Number, Field(ge=0, le=1)] | None = Field(
+        None, description="relaxed acceptance: total variation per token at most, 0 to 1, 1 is no bound; 0.1"
+    )
+    relax_lambda: Annotated[Number, Field(ge=1)] | None = Field(
+        None, description="relaxed acceptance: mass at most this multiple of the draft's own, 1 and more; off"
     )
     guidance: Annotated[Number, Field(ge=0, le=MAX_GUIDANCE)] | None = Field(
         None, description=f"how closely to follow the prompt: 0 to {MAX_GUIDANCE:g}, 1 is off"
@@ -105,8 +130,24 @@ def make_plan(package: DevicePackage, wish: Wish) -> Plan:
         span=wish.span,
         prefix_rate=wish.prefix_rate,
         acceptance=wish.acceptance,
+        promise=wish.promise,
+        pacing=wish.policy,
+        relaxation=_relaxation(wish),
     )
     return Plan(request, policy, _settings(package, request, policy), tuple(_notes(package, request)))
+
+
+def _relaxation(wish: Wish) -> Relaxation | None:
+    """The bounds of `relaxed` acceptance. Raises InvalidRequest where they are given without it."""
+    given = wish.model_dump(include={"relax_k", "relax_delta", "relax_lambda"}, exclude_none=True)
+    if wish.acceptance == "relaxed":
+        return Relaxation(
+            given.get("relax_k", 10), given.get("relax_delta", 0.1), given.get("relax_lambda", 0.0)
+        )
+    if given:
+        names = " and ".join(given)
+        raise InvalidRequest(f"{names} mean nothing to {wish.acceptance or 'coupled'!r}", "only to relaxed")
+    return None
 
 
 def release() -> str:

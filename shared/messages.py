@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.decoding.acceptance import Relaxation
 from shared.decoding.warp import Warp
 
 Tokens = NDArray[np.int32]
@@ -67,6 +68,7 @@ class Open:
     acceptance: str  # a name in shared.decoding.acceptance.RULES
     resume: Tokens = field(default_factory=no_tokens)
     resume_features: Features | None = None
+    relaxation: Relaxation | None = None  # of `relaxed` acceptance; None for any other
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ DRAW = 0  # the Gumbel noise shared by device and cloud
 ACCEPT = 1  # the uniform of rejection acceptance
 RESIDUAL = 2  # the Gumbel noise of the residual draw
 GATE = 3  # the uniform of the random gate
+VECTORS = 4  # the uniforms of the discrete gate
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)

@@ -1,7 +1,7 @@
 """Messages <-> the protobuf frames of proto/ciar/v1/ciar.proto. Knows nothing of gRPC, models or sessions.
 
-This file, tensors.py and the generated code alone know the protobuf layout. Whatever arrives is checked for
-form here; what depends on a model (id < V, positions, span limits) is checked by the session.
+This file, settings.py, tensors.py and the generated code alone know the protobuf layout. Whatever arrives is
+checked for form here; what depends on a model (id < V, positions, span limits) is checked by the session.
 Malformed requests raise InvalidDraft or InvalidRequest, malformed responses raise CiarError.
 """
 
@@ -11,7 +11,6 @@ import math
 
 from google.protobuf.message import DecodeError
 
-from shared.decoding.warp import Warp
 from shared.errors import (
     CiarError,
     CloudUnreachable,
@@ -24,7 +23,7 @@ from shared.errors import (
     SessionLost,
 )
 from shared.messages import Draft, Finish, ModelInfo, Open, Opened, ServerInfo, Usage, Verdict
-from shared.wire import tensors
+from shared.wire import settings, tensors
 from shared.wire.pb import ciar_pb2 as pb
 
 PROTOCOL_VERSION = 1
@@ -60,11 +59,12 @@ def encode_open(message: Open) -> pb.GenerateRequest:
             codebook_size=message.codebook_size,
             prompt=message.prompt,
             seed=message.seed,
-            warp=_encode_warp(message.warp),
+            warp=settings.encode_warp(message.warp),
             prefix_tokens=message.prefix_tokens,
             acceptance=message.acceptance,
             resume=tensors.encode_tokens(message.resume),
             resume_features=tensors.encode_features(message.resume_features),
+            relaxation=settings.encode_relaxation(message.relaxation),
         )
     )
 
@@ -109,23 +109,13 @@ def _decode_open(message: pb.Open) -> Open:
         codebook_size=message.codebook_size,
         prompt=message.prompt,
         seed=message.seed,
-        warp=_decode_warp(message),
+        warp=settings.decode_warp(message),
         prefix_tokens=message.prefix_tokens,
         acceptance=message.acceptance,
         resume=resume,
         resume_features=tensors.decode_features(message, "resume_features", len(resume), InvalidRequest),
+        relaxation=settings.decode_relaxation(message),
     )
-
-
-def _encode_warp(warp: Warp) -> pb.Warp:
-    return pb.Warp(guidance=warp.guidance, temperature=warp.temperature, top_k=warp.top_k, top_p=warp.top_p)
-
-
-def _decode_warp(message: pb.Open) -> Warp:
-    if not message.HasField("warp"):
-        raise InvalidRequest("the warp is missing", "Open needs guidance, temperature, top_k and top_p")
-    warp = message.warp
-    return Warp(guidance=warp.guidance, temperature=warp.temperature, top_k=warp.top_k, top_p=warp.top_p)
 
 
 def _decode_draft(message: pb.Draft) -> Draft:

@@ -24,49 +24,51 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19shared/wire/pb/ciar.proto\x12\x07\x63iar.v1\"}\n\x0fGenerateRequest\x12\x1d\n\x04open\x18\x01 \x01(\x0b\x32\r.ciar.v1.OpenH\x00\x12\x1f\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x0e.ciar.v1.DraftH\x00\x12!\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x0f.ciar.v1.FinishH\x00\x42\x07\n\x05\x66rame\"\xa5\x01\n\x10GenerateResponse\x12!\n\x06opened\x18\x01 \x01(\x0b\x32\x0f.ciar.v1.OpenedH\x00\x12#\n\x07verdict\x18\x02 \x01(\x0b\x32\x10.ciar.v1.VerdictH\x00\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x0e.ciar.v1.UsageH\x00\x12\x1f\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x0e.ciar.v1.ErrorH\x00\x42\x07\n\x05\x66rame\"\xf5\x01\n\x04Open\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0c\x63loud_digest\x18\x02 \x01(\t\x12\x15\n\rcodebook_size\x18\x03 \x01(\r\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x06\x12\x1b\n\x04warp\x18\x06 \x01(\x0b\x32\r.ciar.v1.Warp\x12\x15\n\rprefix_tokens\x18\x07 \x01(\r\x12\x12\n\nacceptance\x18\x08 \x01(\t\x12\x1f\n\x06resume\x18\t \x01(\x0b\x32\x0f.ciar.v1.Tensor\x12*\n\x0fresume_features\x18\n \x01(\x0b\x32\x11.ciar.v1.Features\"K\n\x04Warp\x12\x10\n\x08guidance\x18\x01 \x01(\x01\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05top_p\x18\x04 \x01(\x01\"\xb0\x01\n\x05\x44raft\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\r\x12\x1d\n\x04span\x18\x03 \x01(\x0b\x32\x0f.ciar.v1.Tensor\x12!\n\x08\x63\x61tch_up\x18\x04 \x01(\x0b\x32\x0f.ciar.v1.Tensor\x12#\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0b\x32\x11.ciar.v1.Features\x12#\n\x08proposal\x18\x06 \x01(\x0b\x32\x11.ciar.v1.Proposal\"\x08\n\x06\x46inish\"z\n\x06Opened\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x14\n\x0cimage_tokens\x18\x02 \x01(\r\x12\x1f\n\x06prefix\x18\x03 \x01(\x0b\x32\x0f.ciar.v1.Tensor\x12\x16\n\x0e\x63loud_forwards\x18\x04 \x01(\r\x12\x10\n\x08\x63loud_us\x18\x05 \x01(\x04\"Z\n\x07Verdict\x12\r\n\x05round\x18\x01 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r\x12\x12\n\x05token\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08\x63loud_us\x18\x04 \x01(\x04\x42\x08\n\x06_token\"c\n\x05Usage\x12\x16\n\x0e\x63loud_forwards\x18\x01 \x01(\r\x12\x0e\n\x06rounds\x18\x02 \x01(\r\x12\x0e\n\x06judged\x18\x03 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\r\x12\x10\n\x08\x63loud_us\x18\x05 \x01(\x04\"\x87\x01\n\x05\x45rror\x12 \n\x04\x63ode\x18\x01 \x01(\x0e\x32\x12.ciar.v1.ErrorCode\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0b\n\x03why\x18\x03 \x01(\t\x12\x11\n\tnext_step\x18\x04 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"D\n\x06Tensor\x12\x1d\n\x05\x64type\x18\x01 \x01(\x0e\x32\x0e.ciar.v1.Dtype\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"j\n\x08\x46\x65\x61tures\x12\x1e\n\x05index\x18\x01 \x01(\x0b\x32\x0f.ciar.v1.Tensor\x12\x1e\n\x05\x63odes\x18\x02 \x01(\x0b\x32\x0f.ciar.v1.Tensor\x12\x1e\n\x05scale\x18\x03 \x01(\x0b\x32\x0f.ciar.v1.Tensor\"P\n\x08Proposal\x12\x1c\n\x03ids\x18\x01 \x01(\x0b\x32\x0f.ciar.v1.Tensor\x12&\n\rprobabilities\x18\x02 \x01(\x0b\x32\x0f.ciar.v1.Tensor\"\x10\n\x0eGetInfoRequest\"\xb3\x01\n\x0fGetInfoResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\"\n\x06models\x18\x02 \x03(\x0b\x32\x12.ciar.v1.ModelInfo\x12\x18\n\x10max_prompt_chars\x18\x03 \x01(\r\x12\x17\n\x0fmax_span_tokens\x18\x04 \x01(\r\x12\x14\n\x0cmax_sessions\x18\x05 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x06 \x01(\r\"m\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x15\n\rcodebook_size\x18\x03 \x01(\r\x12\x14\n\x0cimage_tokens\x18\x04 \x01(\r\x12\x15\n\rfeature_width\x18\x05 \x01(\r*\xb8\x02\n\tErrorCode\x12\x1a\n\x16\x45RROR_CODE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45RROR_CODE_INTERNAL\x10\x01\x12\x1e\n\x1a\x45RROR_CODE_INVALID_REQUEST\x10\x02\x12\x1d\n\x19\x45RROR_CODE_INVALID_PROMPT\x10\x03\x12\x1c\n\x18\x45RROR_CODE_INVALID_DRAFT\x10\x04\x12 \n\x1c\x45RROR_CODE_MODEL_UNAVAILABLE\x10\x05\x12\x1d\n\x19\x45RROR_CODE_MODEL_MISMATCH\x10\x06\x12\x19\n\x15\x45RROR_CODE_OVERLOADED\x10\x07\x12\x1b\n\x17\x45RROR_CODE_SESSION_LOST\x10\x08\x12 \n\x1c\x45RROR_CODE_CLOUD_UNREACHABLE\x10\t*d\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x44TYPE_UINT16\x10\x01\x12\x0f\n\x0b\x44TYPE_INT32\x10\x02\x12\x0e\n\nDTYPE_INT8\x10\x03\x12\x11\n\rDTYPE_FLOAT16\x10\x04\x32\x90\x01\n\x0b\x43iarService\x12\x43\n\x08Generate\x12\x18.ciar.v1.GenerateRequest\x1a\x19.ciar.v1.GenerateResponse(\x01\x30\x01\x12<\n\x07GetInfo\x12\x17.ciar.v1.GetInfoRequest\x1a\x18.ciar.v1.GetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19shared/wire/pb/ciar.proto\x12\x07\x63iar.v1\"}\n\x0fGenerateRequest\x12\x1d\n\x04open\x18\x01 \x01(\x0b\x32\r.ciar.v1.OpenH\x00\x12\x1f\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x0e.ciar.v1.DraftH\x00\x12!\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x0f.ciar.v1.FinishH\x00\x42\x07\n\x05\x66rame\"\xa5\x01\n\x10GenerateResponse\x12!\n\x06opened\x18\x01 \x01(\x0b\x32\x0f.ciar.v1.OpenedH\x00\x12#\n\x07verdict\x18\x02 \x01(\x0b\x32\x10.ciar.v1.VerdictH\x00\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x0e.ciar.v1.UsageH\x00\x12\x1f\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x0e.ciar.v1.ErrorH\x00\x42\x07\n\x05\x66rame\"\x9e\x02\n\x04Open\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0c\x63loud_digest\x18\x02 \x01(\t\x12\x15\n\rcodebook_size\x18\x03 \x01(\r\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x06\x12\x1b\n\x04warp\x18\x06 \x01(\x0b\x32\r.ciar.v1.Warp\x12\x15\n\rprefix_tokens\x18\x07 \x01(\r\x12\x12\n\nacceptance\x18\x08 \x01(\t\x12\x1f\n\x06resume\x18\t \x01(\x0b\x32\x0f.ciar.v1.Tensor\x12*\n\x0fresume_features\x18\n \x01(\x0b\x32\x11.ciar.v1.Features\x12\'\n\nrelaxation\x18( \x01(\x0b\x32\x13.ciar.v1.Relaxation\"8\n\nRelaxation\x12\t\n\x01k\x18\x01 \x01(\r\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\x01\x12\x10\n\x08multiple\x18\x03 \x01(\x01\"K\n\x04Warp\x12\x10\n\x08guidance\x18\x01 \x01(\x01\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05top_p\x18\x04 \x01(\x01\"\xb0\x01\n\x05\x44raft\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\r\x12\x1d\n\x04span\x18\x03 \x01(\x0b\x32\x0f.ciar.v1.Tensor\x12!\n\x08\x63\x61tch_up\x18\x04 \x01(\x0b\x32\x0f.ciar.v1.Tensor\x12#\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0b\x32\x11.ciar.v1.Features\x12#\n\x08proposal\x18\x06 \x01(\x0b\x32\x11.ciar.v1.Proposal\"\x08\n\x06\x46inish\"z\n\x06Opened\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x14\n\x0cimage_tokens\x18\x02 \x01(\r\x12\x1f\n\x06prefix\x18\x03 \x01(\x0b\x32\x0f.ciar.v1.Tensor\x12\x16\n\x0e\x63loud_forwards\x18\x04 \x01(\r\x12\x10\n\x08\x63loud_us\x18\x05 \x01(\x04\"Z\n\x07Verdict\x12\r\n\x05round\x18\x01 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r\x12\x12\n\x05token\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08\x63loud_us\x18\x04 \x01(\x04\x42\x08\n\x06_token\"c\n\x05Usage\x12\x16\n\x0e\x63loud_forwards\x18\x01 \x01(\r\x12\x0e\n\x06rounds\x18\x02 \x01(\r\x12\x0e\n\x06judged\x18\x03 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\r\x12\x10\n\x08\x63loud_us\x18\x05 \x01(\x04\"\x87\x01\n\x05\x45rror\x12 \n\x04\x63ode\x18\x01 \x01(\x0e\x32\x12.ciar.v1.ErrorCode\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0b\n\x03why\x18\x03 \x01(\t\x12\x11\n\tnext_step\x18\x04 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"D\n\x06Tensor\x12\x1d\n\x05\x64type\x18\x01 \x01(\x0e\x32\x0e.ciar.v1.Dtype\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"j\n\x08\x46\x65\x61tures\x12\x1e\n\x05index\x18\x01 \x01(\x0b\x32\x0f.ciar.v1.Tensor\x12\x1e\n\x05\x63odes\x18\x02 \x01(\x0b\x32\x0f.ciar.v1.Tensor\x12\x1e\n\x05scale\x18\x03 \x01(\x0b\x32\x0f.ciar.v1.Tensor\"P\n\x08Proposal\x12\x1c\n\x03ids\x18\x01 \x01(\x0b\x32\x0f.ciar.v1.Tensor\x12&\n\rprobabilities\x18\x02 \x01(\x0b\x32\x0f.ciar.v1.Tensor\"\x10\n\x0eGetInfoRequest\"\xb3\x01\n\x0fGetInfoResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\"\n\x06models\x18\x02 \x03(\x0b\x32\x12.ciar.v1.ModelInfo\x12\x18\n\x10max_prompt_chars\x18\x03 \x01(\r\x12\x17\n\x0fmax_span_tokens\x18\x04 \x01(\r\x12\x14\n\x0cmax_sessions\x18\x05 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x06 \x01(\r\"m\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x15\n\rcodebook_size\x18\x03 \x01(\r\x12\x14\n\x0cimage_tokens\x18\x04 \x01(\r\x12\x15\n\rfeature_width\x18\x05 \x01(\r*\xb8\x02\n\tErrorCode\x12\x1a\n\x16\x45RROR_CODE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45RROR_CODE_INTERNAL\x10\x01\x12\x1e\n\x1a\x45RROR_CODE_INVALID_REQUEST\x10\x02\x12\x1d\n\x19\x45RROR_CODE_INVALID_PROMPT\x10\x03\x12\x1c\n\x18\x45RROR_CODE_INVALID_DRAFT\x10\x04\x12 \n\x1c\x45RROR_CODE_MODEL_UNAVAILABLE\x10\x05\x12\x1d\n\x19\x45RROR_CODE_MODEL_MISMATCH\x10\x06\x12\x19\n\x15\x45RROR_CODE_OVERLOADED\x10\x07\x12\x1b\n\x17\x45RROR_CODE_SESSION_LOST\x10\x08\x12 \n\x1c\x45RROR_CODE_CLOUD_UNREACHABLE\x10\t*d\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x44TYPE_UINT16\x10\x01\x12\x0f\n\x0b\x44TYPE_INT32\x10\x02\x12\x0e\n\nDTYPE_INT8\x10\x03\x12\x11\n\rDTYPE_FLOAT16\x10\x04\x32\x90\x01\n\x0b\x43iarService\x12\x43\n\x08Generate\x12\x18.ciar.v1.GenerateRequest\x1a\x19.ciar.v1.GenerateResponse(\x01\x30\x01\x12<\n\x07GetInfo\x12\x17.ciar.v1.GetInfoRequest\x1a\x18.ciar.v1.GetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shared.wire.pb.ciar_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ERRORCODE']._serialized_start=1874
-  _globals['_ERRORCODE']._serialized_end=2186
-  _globals['_DTYPE']._serialized_start=2188
-  _globals['_DTYPE']._serialized_end=2288
+  _globals['_ERRORCODE']._serialized_start=1973
+  _globals['_ERRORCODE']._serialized_end=2285
+  _globals['_DTYPE']._serialized_start=2287
+  _globals['_DTYPE']._serialized_end=2387
   _globals['_GENERATEREQUEST']._serialized_start=38
   _globals['_GENERATEREQUEST']._serialized_end=163
   _globals['_GENERATERESPONSE']._serialized_start=166
   _globals['_GENERATERESPONSE']._serialized_end=331
   _globals['_OPEN']._serialized_start=334
-  _globals['_OPEN']._serialized_end=579
-  _globals['_WARP']._serialized_start=581
-  _globals['_WARP']._serialized_end=656
-  _globals['_DRAFT']._serialized_start=659
-  _globals['_DRAFT']._serialized_end=835
-  _globals['_FINISH']._serialized_start=837
-  _globals['_FINISH']._serialized_end=845
-  _globals['_OPENED']._serialized_start=847
-  _globals['_OPENED']._serialized_end=969
-  _globals['_VERDICT']._serialized_start=971
-  _globals['_VERDICT']._serialized_end=1061
-  _globals['_USAGE']._serialized_start=1063
-  _globals['_USAGE']._serialized_end=1162
-  _globals['_ERROR']._serialized_start=1165
-  _globals['_ERROR']._serialized_end=1300
-  _globals['_TENSOR']._serialized_start=1302
-  _globals['_TENSOR']._serialized_end=1370
-  _globals['_FEATURES']._serialized_start=1372
-  _globals['_FEATURES']._serialized_end=1478
-  _globals['_PROPOSAL']._serialized_start=1480
-  _globals['_PROPOSAL']._serialized_end=1560
-  _globals['_GETINFOREQUEST']._serialized_start=1562
-  _globals['_GETINFOREQUEST']._serialized_end=1578
-  _globals['_GETINFORESPONSE']._serialized_start=1581
-  _globals['_GETINFORESPONSE']._serialized_end=1760
-  _globals['_MODELINFO']._serialized_start=1762
-  _globals['_MODELINFO']._serialized_end=1871
-  _globals['_CIARSERVICE']._serialized_start=2291
-  _globals['_CIARSERVICE']._serialized_end=2435
+  _globals['_OPEN']._serialized_end=620
+  _globals['_RELAXATION']._serialized_start=622
+  _globals['_RELAXATION']._serialized_end=678
+  _globals['_WARP']._serialized_start=680
+  _globals['_WARP']._serialized_end=755
+  _globals['_DRAFT']._serialized_start=758
+  _globals['_DRAFT']._serialized_end=934
+  _globals['_FINISH']._serialized_start=936
+  _globals['_FINISH']._serialized_end=944
+  _globals['_OPENED']._serialized_start=946
+  _globals['_OPENED']._serialized_end=1068
+  _globals['_VERDICT']._serialized_start=1070
+  _globals['_VERDICT']._serialized_end=1160
+  _globals['_USAGE']._serialized_start=1162
+  _globals['_USAGE']._serialized_end=1261
+  _globals['_ERROR']._serialized_start=1264
+  _globals['_ERROR']._serialized_end=1399
+  _globals['_TENSOR']._serialized_start=1401
+  _globals['_TENSOR']._serialized_end=1469
+  _globals['_FEATURES']._serialized_start=1471
+  _globals['_FEATURES']._serialized_end=1577
+  _globals['_PROPOSAL']._serialized_start=1579
+  _globals['_PROPOSAL']._serialized_end=1659
+  _globals['_GETINFOREQUEST']._serialized_start=1661
+  _globals['_GETINFOREQUEST']._serialized_end=1677
+  _globals['_GETINFORESPONSE']._serialized_start=1680
+  _globals['_GETINFORESPONSE']._serialized_end=1859
+  _globals['_MODELINFO']._serialized_start=1861
+  _globals['_MODELINFO']._serialized_end=1970
+  _globals['_CIARSERVICE']._serialized_start=2390
+  _globals['_CIARSERVICE']._serialized_end=2534
 # @@protoc_insertion_point(module_scope)
