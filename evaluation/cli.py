@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import track
 
 from evaluation.policies import BASE, CIAR, DEVICE, EXACT, GATED, PROMPTS
+from evaluation.ranking import markdown as ranking_markdown
+from evaluation.ranking import rank, score_gates
 from evaluation.run import Record, Schedule, cloud_server, matched, run_rows
 from evaluation.sheet import make_sheet, write_sheet
 from evaluation.sheet import markdown as sheet_markdown
@@ -87,6 +89,31 @@ class Sheet(BaseModel):
         sys.stdout.write(sheet_markdown(sheet))
 
 
+class Auroc(BaseModel):
+    """How well every gate ranks, teacher-forced on images the cloud model draws; no server."""
+
+    model: str = Field("emoji", description="model name or folder")
+    models: Path = Field(Path("~/.cache/ciar/models"), description="folder of fetched weights")
+    prompts: Path | None = Field(None, description="file with one prompt a line instead of the fixed ones")
+    images: int = Field(100, description="images, prompts taken in turn", gt=1)
+    cache: Path | None = Field(None, description="file that keeps the drawn images for the next time")
+    threads: int = Field(1, description="torch threads", gt=0)
+    out: Path | None = Field(None, description="write OUT.json and OUT.md (the table)")
+
+    def run(self) -> None:
+        """Draw, score, print the table, write the files."""
+        torch.set_num_threads(self.threads)
+        models = self.models.expanduser()
+        cloud, package = load_cloud(self.model, models), load_device_package(self.model, models)
+        scores, differ = score_gates(cloud, package, _prompts(self.prompts), self.images, self.cache)
+        rows = rank(scores, differ)
+        text = ranking_markdown(rows, differ)
+        sys.stdout.write(text)
+        if self.out:
+            self.out.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows]) + "\n")
+            self.out.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
 def _prompts(file: Path | None) -> Sequence[str]:
     if file is None:
         return PROMPTS
@@ -101,6 +128,7 @@ class EvalApp(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CIAR_EVAL_", cli_kebab_case=True, cli_prog_name="ciar-eval")
     bench: CliSubCommand[Bench]
     sheet: CliSubCommand[Sheet]
+    auroc: CliSubCommand[Auroc]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
-    assert isinstance(verb, Bench | Sheet)
+    assert isinstance(verb, Bench | Sheet | Auroc)
     try:
         verb.run()
     except CiarError as error:
