@@ -121,6 +121,7 @@ class GateRun:
     cache: Path | None = None
     rehearsed: int = 16
     promised: int = 96
+    steps: int = 1000
     seed: int = HELD_SEED
 
 
@@ -135,7 +136,7 @@ def fit_model(run: GateRun) -> Fitted:
     warp = read_calibration(known).warp if known.is_file() else device.base.warp
     pair = Pair(load_model(cloud_folder), device, None, _bridge(folder))
     drawn = draw_images(pair.cloud, run.prompts, run.seed, warp, run.cache)
-    fitted = fit_gates(pair, drawn, Fitting(play(warp), run.rehearsed, run.promised))
+    fitted = fit_gates(pair, drawn, Fitting(play(warp), run.rehearsed, run.promised, steps=run.steps))
     write_fitted(folder, fitted)
     return fitted
 

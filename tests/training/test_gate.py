@@ -101,7 +101,7 @@ def test_fitting_a_pair_writes_what_the_device_loads(folder: Path, tmp_path: Pat
     model = shutil.copytree(folder, tmp_path / "pair")
     before = load_device_package(str(model), model).digest
     cache = tmp_path / "drawn.safetensors"
-    fitted = fit_model(GateRun(model, PROMPTS * 6, cache, rehearsed=3, promised=12))
+    fitted = fit_model(GateRun(model, PROMPTS * 6, cache, rehearsed=2, promised=12, steps=200))
     package = load_device_package(str(model), model)
     assert package.digest == before == package.calibration.device_digest
     assert package.learned is not None and torch.equal(package.learned.w1_HS, fitted.learned.w1_HS)
@@ -111,7 +111,7 @@ def test_fitting_a_pair_writes_what_the_device_loads(folder: Path, tmp_path: Pat
     for table in package.calibration.gates.values():
         assert list(table.thresholds) == sorted(table.thresholds, reverse=True)
         assert len(table.promises) == len(table.bounds) and list(table.bounds) == sorted(table.bounds)
-    again = fit_model(GateRun(model, PROMPTS * 6, cache, rehearsed=3, promised=12))
+    again = fit_model(GateRun(model, PROMPTS * 6, cache, rehearsed=2, promised=12, steps=200))
     assert again.calibration == fitted.calibration  # keyed by seeds, not by what ran before
 
 
