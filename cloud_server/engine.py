@@ -163,6 +163,7 @@ class Engine:
         rule(order.acceptance)
         if not 0 <= order.max_forwards <= MAX_FORWARDS:
             raise InvalidRequest(f"max_forwards is {order.max_forwards}", f"allowed: 0 to {MAX_FORWARDS}")
+        self._check_relaxation(order)
         for count, name in (
             (order.prefix_tokens, "prefix_tokens"),
             (len(order.resume), "the length of resume"),
@@ -171,6 +172,14 @@ class Engine:
                 raise InvalidRequest(f"{name} is {count}", f"allowed: 0 to T = {limits.image_tokens}")
         check_ids(order.resume, limits, "resume", InvalidRequest)
         check_features(order.resume_features, len(order.resume), limits, InvalidRequest)
+
+    def _check_relaxation(self, order: Open) -> None:
+        needed = order.acceptance == "relaxed"
+        if needed != (order.relaxation is not None):
+            found = "comes without its bounds" if needed else "takes no relaxation"
+            raise InvalidRequest(f"{order.acceptance!r} acceptance {found}", "relaxed alone has k and delta")
+        if needed and self._cloud.neighbours_VN is None:
+            raise InvalidRequest("this cloud cannot judge by 'relaxed'", "it was loaded without its codebook")
 
     def _feed(self, job: Job) -> _Feed:
         """Everything the session's cache lacks, up to the last position that is judged."""
@@ -231,7 +240,8 @@ class Engine:
             row += len(job.session.slots)
         logits_NV = self._gpt.logits(torch.cat(chunks))
         logits = iter(torch.split_with_sizes(logits_NV, [len(chunk) for chunk in chunks]))
-        return [_judge_one(job, [next(logits) for _ in job.session.slots]) for job in jobs]
+        neighbours_VN = self._cloud.neighbours_VN
+        return [_judge_one(job, [next(logits) for _ in job.session.slots], neighbours_VN) for job in jobs]
 
 
 def batches(jobs: Iterable[Job]) -> list[list[Job]]:
@@ -241,7 +251,7 @@ def batches(jobs: Iterable[Job]) -> list[list[Job]]:
     return [*([short] if short else []), *([job] for job in ordered if job.inputs > LONG_JOB)]
 
 
-def _judge_one(job: Job, logits_GTV: Sequence[Tensor]) -> Judgement:
+def _judge_one(job: Job, logits_GTV: Sequence[Tensor], neighbours_VN: Tensor | None) -> Judgement:
     order, proposal = job.session.order, job.proposal
     uncond_TV = logits_GTV[1] if len(logits_GTV) > 1 else None
     device = logits_GTV[0].device
@@ -256,6 +266,8 @@ def _judge_one(job: Job, logits_GTV: Sequence[Tensor]) -> Judgement:
         proposal_probs_KJ=None
         if proposal is None
         else torch.from_numpy(proposal.probabilities.astype("float32")).to(device),
+        neighbours_VN=neighbours_VN,
+        relaxation=order.relaxation,
     )
     return rule(order.acceptance)(judged)
 

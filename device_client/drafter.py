@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from device_client.policy import DEFAULT_GATE
 from shared.decoding import gates
 from shared.decoding.acceptance import rule, sample_sparse, sparsify
 from shared.decoding.noise import check_seed, gumbel
@@ -24,7 +23,6 @@ from shared.models.kv_cache import KVCache, cache_window
 from shared.models.zoo import DevicePackage
 
 PROPOSAL_IDS = 64  # k: ids of the sparse q that `rejection` samples from and sends
-_READ_RADII = frozenset({"interval"})  # gates for whose score the Inter-Head must run
 
 SparseQ = tuple[NDArray[np.int32], NDArray[np.float16]]  # ids [k], probabilities [k]
 
@@ -35,7 +33,7 @@ class Step:
 
     token     codebook id
     score     of the chosen gate
-    doubt     score of DEFAULT_GATE, whatever the chosen one: what adaptive spans go by
+    doubt     score of the calibration's default gate, whatever the chosen one: adaptive spans go by it
     proposal  the sparse q the token was sampled from; None unless `rejection` will judge it
     hidden_1D, centre_1V, log_q_1V  of the conditional row, guided, and warped without its filters
     """
@@ -64,13 +62,15 @@ class Drafter:
         seed: int,
         warp: Warp,
         *,
-        gate: str = DEFAULT_GATE,
+        gate: str | None = None,
         acceptance: str = "coupled",
     ) -> None:
         self._model, self._config = package.model, package.model.base.config
         self._seed, self._warp = check_seed(seed), warp
-        self._gate, self._default_gate = gates.gate(gate), gates.gate(DEFAULT_GATE)
-        self._reads_radii = gate in _READ_RADII
+        usual = package.calibration.default_gate
+        self._gate, self._default_gate = gates.gate(gate or usual), gates.gate(usual)
+        self._reads_radii = any(map(gates.reads_radii, (gate or usual, usual)))
+        self._learned = package.learned
         rule(acceptance)
         self._acceptance = acceptance
         one_row = self._model.config.distilled_guidance is not None or warp.guidance == 1.0
@@ -151,7 +151,7 @@ class Drafter:
         """What the gates may read; the radii only where one of them does."""
         place_1, noise_1V = (rows[position : position + 1] for rows in (self._places_T, self._noise_TV))
         radius_1V = self._model.inter_head(hidden_1D) if self._reads_radii else torch.zeros_like(centre_1V)
-        return gates.Evidence(self._seed, place_1, log_q_1V, noise_1V, centre_1V, radius_1V)
+        return gates.Evidence(self._seed, place_1, log_q_1V, noise_1V, centre_1V, radius_1V, self._learned)
 
     def _draw(self, log_q_1V: Tensor, noise_1V: Tensor) -> tuple[int, SparseQ | None]:
         if self._acceptance != "rejection":

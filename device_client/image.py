@@ -16,7 +16,8 @@ from typing import TypeVar
 
 from device_client.cloud import Cloud, Request
 from device_client.drafter import Drafter, Step
-from device_client.policy import DEFAULT_GATE, Policy
+from device_client.pacing import Situation, pace, pacing_for
+from device_client.policy import Policy
 from device_client.progress import Counters, Progress, Source, Trip
 from device_client.rounds import Round, weigh
 from shared.errors import CiarError, InvalidRequest, ModelMismatch
@@ -45,6 +46,11 @@ class Image:
         self._shown = self._sent = 0
         self._trips: list[Trip] = []
         self._counters = Counters(self.size)
+        self._pace = pace(policy.pacing)
+        self._pacing = pacing_for(
+            policy.threshold, policy.budget, policy.gate, package.calibration, self.size
+        )
+        self._opened_s = 0.0  # of `wait_s`
         self._started_s = time.perf_counter()
         self._before = self._traffic()
         with self._timed("device_s"):
@@ -99,6 +105,7 @@ class Image:
             acceptance=policy.acceptance,
             guesses=policy.guesses,
             max_forwards=policy.max_forwards,
+            relaxation=policy.relaxation,
         )
 
     def begin(self, opened: Opened) -> None:
@@ -109,6 +116,7 @@ class Image:
             )
         self._decide(opened.prefix.tolist(), Source.PREFIX)
         self._count(cloud_forwards=opened.cloud_forwards, cloud_s=opened.cloud_s)
+        self._opened_s = self._counters.wait_s
 
     async def draw(self) -> Step:
         """The device's draft behind everything drawn so far."""
@@ -118,6 +126,11 @@ class Image:
             step = self._drafter.step([*self.tokens, *self._ahead])
         self._round.device_s += self._counters.device_s - before_s
         return step
+
+    def asks(self, step: Step) -> bool:
+        """Whether the gate's score is above the threshold of this moment."""
+        now = Situation(len(self.tokens), self._counters, self._opened_s)
+        return step.score > self._pace(self._pacing, now)
 
     def assume(self, step: Step) -> None:
         """Go on as if the span under way were accepted whole and this were its bonus."""
@@ -212,7 +225,8 @@ class Image:
         """The token to send for a place, and how likely the cloud draws it, where anybody reads that."""
         if self.policy.adaptive_floor is None and place not in self._guesses:
             return step.token, 1.0
-        chance = self.package.calibration.table(DEFAULT_GATE).agreement(step.doubt)
+        calibration = self.package.calibration
+        chance = calibration.table(calibration.default_gate).agreement(step.doubt)
         return weigh(step.token, chance, self._guesses.get(place), place - min(self._guesses, default=place))
 
     def _rewind(self) -> None:

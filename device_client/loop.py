@@ -40,7 +40,7 @@ async def decode(
                 step = await image.draw()
                 if image.owes_bonus:
                     image.assume(step)
-                elif image.cloud is None or (step.score <= policy.threshold and not image.in_span):
+                elif image.cloud is None or not (image.in_span or image.asks(step)):
                     image.keep(step)
                 elif image.extend_span(step):
                     await image.waiting(image.cloud.send(image.draft()))

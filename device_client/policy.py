@@ -6,10 +6,13 @@ SPEC sections 4 and 6. Knows nothing of models, networks or tensors.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from device_client.pacing import pace
 from shared.decoding import acceptance as rules
 from shared.decoding import gates
+from shared.decoding.acceptance import Relaxation
 from shared.decoding.calibration import Calibration, GateTable
 from shared.errors import InvalidRequest
 from shared.messages import MAX_FORWARDS
@@ -18,21 +21,22 @@ MODES = ("ciar", "exact", "cloud-only", "device-only")
 MAX_SPAN = 64
 MAX_IN_FLIGHT = 4
 ADAPTIVE = "adaptive"
-DEFAULT_GATE = "entropy"  # the best ranking of the bundled pair; adaptive spans go by it as well
+DEFAULT_GATE = "entropy"  # where no calibration names another; adaptive spans go by the same
 DEFAULT_BUDGET = 0.32  # cloud forwards per token, calibrated at spans of 5
 DEFAULT_PREFIX_RATE = 0.06
 # Adaptive spans: tokens at most, and the floor. With guesses of the cloud's in them, long spans pay.
 ADAPTIVE_CAP, ADAPTIVE_FLOOR = 16, 0.3
 GUESSING_CAP, GUESSING_FLOOR = 24, 0.1
 UNSCORED = ("never", "always")  # gates that need no threshold and no calibration
+_GATING = ("gate", "threshold", "cloud_budget", "promise", "pacing")
 # Overrides that would contradict what a mode is; `acceptance` also says how a side draws:
 # it always means something.
 _ROUNDS = ("guesses", "max_forwards", "in_flight")
 _MEANINGLESS = {
     "ciar": (),
-    "exact": ("gate", "threshold", "cloud_budget"),
-    "cloud-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate", *_ROUNDS),
-    "device-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate", *_ROUNDS),
+    "exact": _GATING,
+    "cloud-only": (*_GATING, "span", "prefix_rate", *_ROUNDS),
+    "device-only": (*_GATING, "span", "prefix_rate", *_ROUNDS),
 }
 
 
@@ -59,6 +63,9 @@ class Policy:
     max_forwards    runs of the cloud model per draft, 1 .. 8: with more than one it goes on behind its own
                     correction before it answers (Jacobi)
     in_flight       rounds under way at a time, 1 .. 4: with more than one the device draws on while it waits
+    pacing          a name in device_client.pacing.PACES: how the threshold moves within an image
+    budget          the cloud forwards per token that `threshold` stands for; None where tau was given
+    relaxation      how far "relaxed" acceptance may stray; None for any other
     """
 
     mode: str
@@ -73,6 +80,9 @@ class Policy:
     guesses: bool = False
     max_forwards: int = 1
     in_flight: int = 1
+    pacing: str = "fixed"
+    budget: float | None = None
+    relaxation: Relaxation | None = None
 
     def __post_init__(self) -> None:
         # Written so that NaN fails every test.
@@ -90,6 +100,11 @@ class Policy:
         _require(1 <= flight <= MAX_IN_FLIGHT, "rounds in flight", flight, f"1 to {MAX_IN_FLIGHT}")
         alone = self.gate == "never" and self.prefix_rate == 0.0
         _require(self.use_cloud or alone, "gate without a cloud", self.gate, "never, with prefix rate 0")
+        pace(self.pacing)
+        paced = self.pacing == "fixed" or self.gate not in UNSCORED
+        _require(paced, f"gate {self.gate!r} with policy", self.pacing, "fixed")
+        relaxed = (self.relaxation is not None) == (self.acceptance == "relaxed")
+        _require(relaxed, f"acceptance {self.acceptance!r} with", self.relaxation, "k and delta if relaxed")
 
     def prefix_tokens(self, image_tokens: int) -> int:
         """m = floor(rho * T)."""
@@ -117,9 +132,7 @@ _EXACT = replace(
     features=False,
     guesses=True,
 )
-_CLOUD_ONLY = replace(
-    _EXACT, mode="cloud-only", span=1, adaptive_floor=None, prefix_rate=1.0, guesses=False
-)
+_CLOUD_ONLY = replace(_EXACT, mode="cloud-only", span=1, adaptive_floor=None, prefix_rate=1.0, guesses=False)
 _DEVICE_ONLY = replace(_CLOUD_ONLY, mode="device-only", gate="never", prefix_rate=0.0, use_cloud=False)
 _PRESETS = {policy.mode: policy for policy in (_CIAR, _EXACT, _CLOUD_ONLY, _DEVICE_ONLY)}
 
@@ -131,44 +144,49 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     gate: str | None = None,
     threshold: float | None = None,
     cloud_budget: float | None = None,
+    promise: float | None = None,
+    pacing: str | None = None,
     span: str | int | None = None,
     prefix_rate: float | None = None,
     acceptance: str | None = None,
     guesses: bool | None = None,
     max_forwards: int | None = None,
     in_flight: int | None = None,
+    relaxation: Relaxation | None = None,
 ) -> Policy:
     """The policy of a mode with overrides on top; None keeps what the mode says.
 
     threshold     tau itself, instead of
-    cloud_budget  a share of cloud forwards per token, 0 < budget <= 1, looked up in the gate's calibration
+    cloud_budget  a share of cloud forwards per token, 0 < budget <= 1, looked up in the gate's calibration,
+                  or
+    promise       the share of kept tokens that may differ from the cloud's draw, looked up there as well
+    pacing        "fixed", "budget" or "cost"
     span          tokens, or "adaptive": up to 16, ended at a floor of 0.3; with guesses, up to 24 and 0.1
 
     Raises InvalidRequest for an unknown name, a value out of range, a gate without calibration, and overrides
     that contradict each other or mean nothing in this mode. `calibration` may be None where none is needed.
     """
     _require(mode in MODES, "mode", mode, ", ".join(MODES))
-    given = {"gate": gate, "threshold": threshold, "cloud_budget": cloud_budget, "span": span}
-    given |= {"prefix_rate": prefix_rate, "guesses": guesses, "max_forwards": max_forwards}
-    given["in_flight"] = in_flight
+    dials = {"threshold": threshold, "cloud_budget": cloud_budget, "promise": promise}
+    rounds = {"guesses": guesses, "max_forwards": max_forwards, "in_flight": in_flight}
+    given = {"gate": gate, **dials, "pacing": pacing, "span": span, "prefix_rate": prefix_rate, **rounds}
     _refuse_meaningless(mode, [name for name, value in given.items() if value is not None])
     policy = _PRESETS[mode]
+    usual = DEFAULT_GATE if calibration is None else calibration.default_gate
+    changes = {"prefix_rate": prefix_rate, "pacing": pacing, "acceptance": acceptance, **rounds}
     policy = replace(
         policy,
-        gate=policy.gate if gate is None else gate,
-        prefix_rate=policy.prefix_rate if prefix_rate is None else prefix_rate,
-        acceptance=policy.acceptance if acceptance is None else acceptance,
-        guesses=policy.guesses if guesses is None else guesses,
-        max_forwards=policy.max_forwards if max_forwards is None else max_forwards,
-        in_flight=policy.in_flight if in_flight is None else in_flight,
+        gate=gate or (usual if mode == "ciar" else policy.gate),
+        relaxation=relaxation,
+        **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]
     )
-    if guesses is None and not _calibrated(calibration, DEFAULT_GATE):
+    if guesses is None and not _calibrated(calibration, usual):
         policy = replace(policy, guesses=False)  # a default; what a guess is worth, only a calibration says
     if span is not None or guesses is not None:
         policy = _with_span(policy, ADAPTIVE if span is None else span)
     if policy.adaptive_floor is not None or policy.guesses:
-        _table(calibration, DEFAULT_GATE)
-    return _with_threshold(policy, calibration, threshold, cloud_budget)
+        _table(calibration, usual)
+    return _with_threshold(policy, calibration, dials)
 
 
 def _refuse_meaningless(mode: str, given: list[str]) -> None:
@@ -193,24 +211,28 @@ def _with_span(policy: Policy, span: str | int) -> Policy:
 
 
 def _with_threshold(
-    policy: Policy, calibration: Calibration | None, threshold: float | None, budget: float | None
+    policy: Policy, calibration: Calibration | None, dials: Mapping[str, float | None]
 ) -> Policy:
-    """Settle tau: given, or the one whose measured call rate is the budget."""
-    if threshold is not None and budget is not None:
-        raise InvalidRequest(
-            f"threshold {threshold} and cloud budget {budget} exclude each other",
-            "a budget is turned into a threshold",
-            "give one of the two",
-        )
+    """Settle tau: given, or the one whose measured call rate is the budget, or the bound of the promise."""
+    named = {name: value for name, value in dials.items() if value is not None}
+    words = [f"{name.replace('_', ' ')} {value}" for name, value in named.items()]
+    if len(words) > 1:
+        raise InvalidRequest(f"{' and '.join(words)} exclude each other", "each sets tau", "give one of them")
     if policy.gate in UNSCORED:
-        _require(threshold is None, f"gate {policy.gate!r} with threshold", threshold, "no threshold")
-        _require(budget is None, f"gate {policy.gate!r} with cloud budget", budget, "no budget")
+        _require(not named, f"gate {policy.gate!r} with {' '.join(words)}", "", "no threshold and no budget")
         return policy
-    if threshold is not None:
-        return replace(policy, threshold=threshold)
-    budget = DEFAULT_BUDGET if budget is None else budget
+    if policy.pacing == "budget":
+        _require(set(named) <= {"cloud_budget"}, "policy 'budget' with", " ".join(words), "a cloud budget")
+    if policy.pacing != "fixed":
+        _table(calibration, policy.gate)
+    if "threshold" in named:
+        return replace(policy, threshold=named["threshold"])
+    if "promise" in named:
+        return replace(policy, threshold=_table(calibration, policy.gate).bound(named["promise"]))
+    budget = named.get("cloud_budget", DEFAULT_BUDGET)
     _require(0.0 < budget <= 1.0, "cloud budget", budget, "above 0, up to 1 cloud forwards per token")
-    return replace(policy, threshold=_table(calibration, policy.gate).threshold(budget))
+    tau = _table(calibration, policy.gate).threshold(budget)
+    return replace(policy, threshold=tau, budget=budget)
 
 
 def _calibrated(calibration: Calibration | None, gate: str) -> bool:

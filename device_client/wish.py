@@ -13,11 +13,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field
 
 from device_client.loop import Request
+from device_client.pacing import PACES
 from device_client.policy import MAX_IN_FLIGHT, MAX_SPAN, Policy, policy_for
-from shared.decoding.acceptance import RULES
-from shared.decoding.gates import GATES
+from shared.decoding.acceptance import MOST_NEIGHBOURS, RULES, Relaxation
+from shared.decoding.gates import GATES, gate
 from shared.decoding.noise import SEED_LIMIT
 from shared.decoding.warp import MAX_GUIDANCE, MAX_TEMPERATURE
+from shared.errors import InvalidRequest
 from shared.messages import MAX_FORWARDS
 from shared.models.zoo import DevicePackage
 
@@ -26,7 +28,11 @@ GATE_NAMES, RULE_NAMES = ", ".join(GATES), ", ".join(RULES)
 
 
 def _known_gate(name: str) -> str:
-    return _one_of(name, GATES)
+    try:
+        gate(name)
+    except InvalidRequest as error:
+        raise ValueError(error.why) from None
+    return name
 
 
 def _known_rule(name: str) -> str:
@@ -49,7 +55,8 @@ class Wish(BaseModel):
     seed: int = Field(default=0, ge=0, lt=SEED_LIMIT, description=f"which picture: 0 to {SEED_LIMIT - 1}")
     mode: Mode = Field(default="ciar", description="who decides: ciar, exact, cloud-only or device-only")
     gate: Annotated[str, AfterValidator(_known_gate)] | None = Field(
-        default=None, description=f"when the device asks: {GATE_NAMES}"
+        default=None,
+        description=f"when the device asks: {GATE_NAMES}",
     )
     threshold: Number | None = Field(
         default=None, description="ask where the gate's score is above this number"
@@ -58,14 +65,26 @@ class Wish(BaseModel):
         default=None,
         description="cloud forwards per token to aim at: above 0, up to 1; instead of a threshold",
     )
+    promise: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="share of kept tokens that may differ from the cloud's draw: above 0, below 1; "
+        "instead of a threshold or a budget",
+    )
+    policy: Literal["fixed", "budget", "cost"] | None = Field(
+        default=None,
+        description=f"how the threshold moves within a picture: {', '.join(PACES)}; fixed keeps it, budget "
+        "keeps the share of forwards at --cloud-budget, cost weighs each question against the measured round",
+    )
     span: Annotated[int, Field(ge=1, le=MAX_SPAN)] | Literal["adaptive"] | None = Field(
-        default=None, description=f"drafted tokens per message: 1 to {MAX_SPAN}, or adaptive"
+        default=None,
+        description=f"drafted tokens per message: 1 to {MAX_SPAN}, or adaptive",
     )
     prefix_rate: Annotated[Number, Field(ge=0, le=1)] | None = Field(
         default=None, description="share of the picture the cloud draws first, 0 to 1"
     )
     acceptance: Annotated[str, AfterValidator(_known_rule)] | None = Field(
-        default=None, description=f"how the cloud judges: {RULE_NAMES}"
+        default=None,
+        description=f"how the cloud judges: {RULE_NAMES}",
     )
     guesses: bool | None = Field(
         default=None, description="whether the cloud's own draws behind a rejected token come back as guesses"
@@ -78,11 +97,25 @@ class Wish(BaseModel):
         default=None,
         description=f"messages under way at a time, 1 to {MAX_IN_FLIGHT}: more hide the network's delay",
     )
+    relax_k: Annotated[int, Field(ge=1, le=MOST_NEIGHBOURS)] | None = Field(
+        default=None,
+        description=f"relaxed acceptance: nearest codes that may stand in, 1 to {MOST_NEIGHBOURS}; 10",
+    )
+    relax_delta: Annotated[Number, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="relaxed acceptance: total variation per token at most, 0 to 1, 1 is no bound; 0.1",
+    )
+    relax_lambda: Annotated[Number, Field(ge=1)] | None = Field(
+        default=None,
+        description="relaxed acceptance: mass at most this multiple of the draft's own, 1 and more; off",
+    )
     guidance: Annotated[Number, Field(ge=0, le=MAX_GUIDANCE)] | None = Field(
-        default=None, description=f"how closely to follow the prompt: 0 to {MAX_GUIDANCE:g}, 1 is off"
+        default=None,
+        description=f"how closely to follow the prompt: 0 to {MAX_GUIDANCE:g}, 1 is off",
     )
     temperature: Annotated[Number, Field(ge=0, le=MAX_TEMPERATURE)] | None = Field(
-        default=None, description=f"how varied: 0 to {MAX_TEMPERATURE:g}, 0 is greedy"
+        default=None,
+        description=f"how varied: 0 to {MAX_TEMPERATURE:g}, 0 is greedy",
     )
     top_k: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="draw among the k likeliest tokens: 0, 1, 2, ..., 0 is off"
@@ -123,8 +156,24 @@ def make_plan(package: DevicePackage, wish: Wish) -> Plan:
         guesses=wish.guesses,
         max_forwards=wish.max_forwards,
         in_flight=wish.in_flight,
+        promise=wish.promise,
+        pacing=wish.policy,
+        relaxation=_relaxation(wish),
     )
     return Plan(request, policy, _settings(package, request, policy), tuple(_notes(package, request)))
+
+
+def _relaxation(wish: Wish) -> Relaxation | None:
+    """The bounds of `relaxed` acceptance. Raises InvalidRequest where they are given without it."""
+    given = wish.model_dump(include={"relax_k", "relax_delta", "relax_lambda"}, exclude_none=True)
+    if wish.acceptance == "relaxed":
+        return Relaxation(
+            given.get("relax_k", 10), given.get("relax_delta", 0.1), given.get("relax_lambda", 0.0)
+        )
+    if given:
+        names = " and ".join(given)
+        raise InvalidRequest(f"{names} mean nothing to {wish.acceptance or 'coupled'!r}", "only to relaxed")
+    return None
 
 
 def release() -> str:

@@ -9,6 +9,7 @@ from typing import Protocol, cast
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfigDict, get_subcommand
 
+from evaluation.verbs.auroc import Auroc
 from evaluation.verbs.bench import Bench
 from evaluation.verbs.link import Link, LinkCheck
 from evaluation.verbs.machine import EngineSpeed, Memory
@@ -34,6 +35,7 @@ class EvalApp(BaseSettings):
     table: CliSubCommand[Table]
     figure: CliSubCommand[Figure]
     quality: CliSubCommand[Quality]
+    auroc: CliSubCommand[Auroc]
     bench: CliSubCommand[Bench]
     sheet: CliSubCommand[Sheet]
     link: CliSubCommand[Link]

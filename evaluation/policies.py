@@ -48,6 +48,6 @@ EXACT = (
     Row("always, span 5", "ciar", MappingProxyType({"gate": "always", "span": 5})),
     Row("always, span 16", "ciar", MappingProxyType({"gate": "always", "span": 16})),
 )
-GATED = ("interval", "margin", "entropy", "softmax", "random")
+GATED = ("agreement", "certificate", "interval", "discrete", "margin", "entropy", "softmax", "random")
 CIAR = Row("ciar, default", "ciar")
 DEVICE = Row("never, prefix 0.06", "ciar", MappingProxyType({"gate": "never"}))

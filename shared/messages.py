@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.decoding.acceptance import Relaxation
 from shared.decoding.warp import Warp
 
 Tokens = NDArray[np.int32]
@@ -71,6 +72,7 @@ class Open:
     resume_features: Features | None = None
     guesses: bool = False  # verdicts shall carry them
     max_forwards: int = 1  # 0 .. MAX_FORWARDS
+    relaxation: Relaxation | None = None  # of `relaxed` acceptance; None for any other
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from shared.config import DeviceConfig, TransformerConfig, VQConfig
+from shared.decoding.agreement import BANDS, HIDDEN, SCALARS, Learned
 from shared.decoding.calibration import Calibration, fit_gate
 from shared.decoding.gates import Evidence, gate
 from shared.decoding.noise import gumbel
 from shared.decoding.warp import Warp, log_probs
 from shared.models.checkpoint import save_device, save_model, save_vq
 from shared.models.families.emoji import EmojiModel
+from shared.models.gate_file import GATE_FILE, write_learned
 from shared.models.inter_head import DeviceModel
 from shared.models.kv_cache import plain_window
 from shared.models.vq import VQModel
@@ -29,7 +31,7 @@ WORDS = tuple(
     sorted((*GLUE, "apple", "banana", "black", "blue", "cat", "dog", "green", "house", "red", "white"))
 )
 WARP = Warp(guidance=1.5)
-GATES = ("interval", "margin", "entropy", "softmax", "random")
+GATES = ("interval", "margin", "agreement", "certificate", "entropy", "softmax", "random", "discrete")
 SPAN = 3
 PREFIX_ROWS = 8  # P: words of a prompt at most
 CAPTION_DIM = 16
@@ -72,8 +74,19 @@ def build_tiny_model(  # noqa: PLR0913 - what a test may choose
         device = _device(cloud, digest, device_layers)
         save_device(folder / "device", device, torch.float32)
         save_vq(folder / "vq", VQModel(_vq(vocab)).eval())
-        write_calibration(folder / "device" / CALIBRATION, _calibrate(cloud, device))
+        learned = tiny_gate(seed)
+        write_learned(folder / "device" / GATE_FILE, learned, digest)
+        write_calibration(folder / "device" / CALIBRATION, _calibrate(cloud, device, learned))
     return folder
+
+
+def tiny_gate(seed: int = 0) -> Learned:
+    """A random agreement network whose score grows with the entropy and shrinks with the gap."""
+    rng = torch.Generator().manual_seed(seed)
+    w1_HS = 0.01 * torch.randn(HIDDEN, SCALARS, generator=rng)
+    w1_HS[:, 0], w1_HS[:, 4] = w1_HS[:, 0] + 0.3, w1_HS[:, 4] - 0.3
+    layers = (w1_HS, torch.zeros(HIDDEN), torch.full((HIDDEN,), 0.1), torch.zeros(()))
+    return Learned(*layers, torch.ones(BANDS), torch.ones(()))
 
 
 def _config(shape: TinyShape, layers: int) -> TransformerConfig:
@@ -135,7 +148,7 @@ def _device(cloud: EmojiModel, digest: str, layers: int) -> DeviceModel:
     return device
 
 
-def _calibrate(cloud: EmojiModel, device: DeviceModel, images: int = 8) -> Calibration:
+def _calibrate(cloud: EmojiModel, device: DeviceModel, learned: Learned, images: int = 8) -> Calibration:
     """Fit every gate on how device and cloud draw over random token sequences, with the same noise."""
     config = cloud.config
     scores: dict[str, list[Tensor]] = {name: [] for name in GATES}
@@ -149,7 +162,8 @@ def _calibrate(cloud: EmojiModel, device: DeviceModel, images: int = 8) -> Calib
         log_p_TV = full_log_probs(cloud, prompt, tokens_T)
         agree.append((log_p_TV + noise_TV).argmax(-1) == (log_q_TV + noise_TV).argmax(-1))
         radius_TV = device.inter_head(hidden_2TD[0])
-        evidence = Evidence(seed, torch.arange(config.image_tokens), log_q_TV, noise_TV, log_q_TV, radius_TV)
+        places_T = torch.arange(config.image_tokens)
+        evidence = Evidence(seed, places_T, log_q_TV, noise_TV, log_q_TV, radius_TV, learned)
         for name in GATES:
             scores[name].append(gate(name)(evidence))
     agree_NT = torch.stack(agree).numpy()

@@ -29,6 +29,7 @@ from training.convert import convert
 from training.critic import CriticRun, CriticTrainer
 from training.cut import Cut, cut, read_prompts
 from training.device import DeviceRun, DeviceTrainer, InterDRO
+from training.gate import GateRun, fit_model, gate_prompts
 from training.presets import PRESETS
 from training.tokenizer import TokenizerRun, TokenizerTrainer
 
@@ -91,6 +92,29 @@ class Device(_Run):
         """Distil, then export `OUT/device`."""
         settings = self.model_dump(exclude={"threads", "bounds"})
         DeviceTrainer(DeviceRun(**settings, loss=InterDRO(bounds=self.bounds))).train()
+
+
+class Gate(BaseModel):
+    """Fit the gates of a finished pair: the agreement network, radii, threshold tables, promises."""
+
+    model: CliPositionalArg[Path] = Field(
+        description="model folder; gate.safetensors and calibration.json of its device/ are written"
+    )
+    prompts: Path | None = Field(None, description="one prompt a line, or instead")
+    data: Path | None = Field(None, description="picture folder whose captions are the prompts, with")
+    preset: str = Field("everyday", description=f"the preset of the pair, one of {sorted(PRESETS)}")
+    images: int = Field(192, description="images the cloud draws: half fit, half calibrate", gt=1)
+    rehearsed: int = Field(16, description="images rehearsed per gate and threshold; 0: none", ge=0)
+    promised: int = Field(96, description="the same for gates that promise a share of wrong tokens", ge=0)
+    cache: Path | None = Field(None, description="file that keeps the drawn images for the next time")
+    threads: int = Field(1, description="torch threads", gt=0)
+
+    def run(self) -> None:
+        """Draw, fit, rehearse, write, print how well every gate ranks."""
+        prompts = gate_prompts(self.prompts, self.data, self.preset, self.images)
+        fitted = fit_model(GateRun(self.model, prompts, self.cache, self.rehearsed, self.promised))
+        ranks = ", ".join(f"{name} {rank:.3f}" for name, rank in fitted.ranks.items())
+        print(f"{self.model}: gates fitted on {len(prompts)} images; AUROC {ranks}")
 
 
 class Critic(_Run):
@@ -185,7 +209,8 @@ class Cutting(BaseModel):
 
 
 class TrainApp(BaseSettings):
-    """Train the models of CIAR (artwork, tokenizer, base, device, critic, bundle), or convert published ones.
+    """Train the models of CIAR (artwork, tokenizer, base, device, gate, critic, bundle), or convert published
+    ones.
 
     Example: ciar-train tokenizer --data artwork --out runs/tokenizer
     """
@@ -198,6 +223,7 @@ class TrainApp(BaseSettings):
     base: CliSubCommand[Base]
     device: CliSubCommand[Device]
     critic: CliSubCommand[Critic]
+    gate: CliSubCommand[Gate]
     bundle: CliSubCommand[Bundle]
     convert: CliSubCommand[Convert]
     cut: CliSubCommand[Cutting]
@@ -211,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
-    assert isinstance(verb, Artwork | Tokenizer | Base | Device | Critic | Bundle | Convert | Cutting)
+    assert isinstance(verb, Artwork | Tokenizer | Base | Device | Gate | Critic | Bundle | Convert | Cutting)
     if not isinstance(verb, Artwork):
         torch.set_num_threads(verb.threads)
     try:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shared.config import DeviceConfig
-from shared.decoding.calibration import Calibration, auroc
+from shared.decoding.calibration import auroc
 from shared.decoding.intervals import inter_fuse
 from shared.decoding.warp import Warp, guide
 from shared.errors import InvalidRequest
@@ -28,12 +28,14 @@ from shared.models.checkpoint import digest, load_model, load_vq, save_device
 from shared.models.families.emoji import EmojiModel
 from shared.models.family import ImageModel
 from shared.models.inter_head import DeviceModel
-from shared.models.zoo import CALIBRATION, write_calibration
 from training.base import caption_rows, falling, optimizers, require_words, sample, teacher_forced_hidden
-from training.calibrate import CALIBRATED, fit, score_image
+from training.calibrate import CALIBRATED, score_image
 from training.cut import cut_device
 from training.data import keyed_generator
+from training.gate import Fitting, fit_gates, play, write_fitted
+from training.images import Images
 from training.presets import preset
+from training.rehearsal import Pair
 from training.runs import Learner, RunFolder, drive
 from training.scenes import scene_split
 from training.tokenizer import encode_scenes
@@ -76,7 +78,7 @@ class DeviceRun:
     batch: int = 16
     drawn: int = 256  # images the cloud draws for training
     drawn_share: float = 0.5  # share of a batch taken from them, the rest are real scenes
-    calibration_images: int = 64
+    calibration_images: int = 192  # half of them fit the agreement gate, half the tables
     rate: float = 1e-3
     matrix_rate: float = 5e-3
     average: float = 0.99
@@ -84,8 +86,6 @@ class DeviceRun:
     guidance: float = 1.5  # distilled into the device
     temperature: float = 0.9  # the default warp, under which images are drawn and gates calibrated
     top_p: float = 0.95
-    span: int = 5
-    prefix_rate: float = 0.06
     loss: InterDRO = field(default_factory=InterDRO)
     checkpoint_every: int = 100
 
@@ -210,7 +210,9 @@ class DeviceTrainer:
         drive(self, self.run.steps, self.run.batch, self.run.checkpoint_every)
         model, folder = self.averaged_model(), self.run.out / "device"
         save_device(folder, model)
-        write_calibration(folder / CALIBRATION, self.calibrate(model))
+        held, pair = self.held_back, Pair(self.cloud, model, None)
+        images = Images(held.captions, held.seeds, held.tokens_NT)
+        write_fitted(folder, fit_gates(pair, images, Fitting(play(self.run.warp))))
 
     def advance(self) -> dict[str, float]:
         """One optimiser step on a mixture of drawn and real sequences; the losses are per position."""
@@ -275,9 +277,3 @@ class DeviceTrainer:
             scores.append(scored)
             agree.append(agreed)
         return {name: np.stack([image[name] for image in scores]) for name in CALIBRATED}, np.stack(agree)
-
-    def calibrate(self, model: DeviceModel) -> Calibration:
-        """Fit the table of every gate on the held-back images."""
-        scores, agree = self.gate_scores(model)
-        run = self.run
-        return fit(scores, agree, model.config.cloud_digest, run.warp, run.span, run.prefix_rate)

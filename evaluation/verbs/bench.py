@@ -37,10 +37,11 @@ class Bench(BaseModel):
         package = load_device_package(self.model, models)
         console = Console(stderr=True)
         prompts = PROMPTS[: self.prompts]
+        calibrated = [gate for gate in GATED if gate in package.calibration.gates]
         with cloud_server(self.model, "--models", str(models)) as target:
             tuned = [
                 matched(package, target, prompts, gate, self.budget)
-                for gate in track(GATED, "matching", console=console)
+                for gate in track(calibrated, "matching", console=console)
             ]
             rows = (BASE, *EXACT, CIAR, *tuned, DEVICE)
             images = run_rows(package, target, Schedule(rows, prompts, self.warm_ups))

@@ -1,4 +1,4 @@
-"""How the cloud judges a drafted span: coupled, rejection, greedy, one signature (SPEC section 3).
+"""How the cloud judges a drafted span: coupled, rejection, greedy, relaxed, one signature (SPEC section 3).
 
 Knows nothing of sessions, models or messages: a rule reads the cloud's warped distribution and the span.
 """
@@ -17,6 +17,9 @@ from torch import Tensor
 from shared.decoding import noise
 from shared.errors import InvalidDraft, InvalidRequest
 
+MOST_NEIGHBOURS = 1000  # columns of a neighbour table
+_ROWS_AT_ONCE = 256
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -31,6 +34,30 @@ class Judgement:
     guesses: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Relaxation:
+    """How far `relaxed` may stray. Raises InvalidRequest on a value out of range.
+
+    k          nearest codebook neighbours of a draft that may stand for it, 1 .. MOST_NEIGHBOURS
+    delta      how far the law of a token may be from the cloud's, in total variation, 0 .. 1; 1 is no bound
+    multiple   lambda: the neighbours add at most (lambda - 1) p(draft), >= 1; 0 is off
+    """
+
+    k: int
+    delta: float
+    multiple: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Written so that NaN fails every test.
+        for holds, name, value, allowed in (
+            (1 <= self.k <= MOST_NEIGHBOURS and self.k % 1 == 0, "k", self.k, f"1 to {MOST_NEIGHBOURS}"),
+            (0.0 <= self.delta <= 1.0, "delta", self.delta, "0 to 1"),
+            (self.multiple == 0 or self.multiple >= 1, "lambda", self.multiple, "0 (off), 1 and more"),
+        ):
+            if not holds:
+                raise InvalidRequest(f"relax {name} {value:g} is out of range", f"allowed: {allowed}")
+
+
 @dataclass(frozen=True, eq=False)
 class Judged:
     """What a rule judges. Raises InvalidDraft unless there are K or K + 1 rows, and at least one.
@@ -41,6 +68,8 @@ class Judged:
     position           image position of span[0]
     proposal_ids_KJ    int64 ids of the sparse q each span token was sampled from; `rejection` needs them
     proposal_probs_KJ  fp32 probabilities (rounded to fp16 by the device) of those ids
+    neighbours_VN      int32 nearest codebook neighbours of every id, nearest first; `relaxed` needs them
+    relaxation         how far `relaxed` may stray
     """
 
     log_p_TV: Tensor
@@ -49,6 +78,8 @@ class Judged:
     position: int
     proposal_ids_KJ: Tensor | None = None
     proposal_probs_KJ: Tensor | None = None
+    neighbours_VN: Tensor | None = None
+    relaxation: Relaxation | None = None
 
     def __post_init__(self) -> None:
         rows, span = self.log_p_TV.shape[0], self.span_K.shape[0]
@@ -71,6 +102,36 @@ def coupled(judged: Judged) -> Judgement:
 def greedy(judged: Judged) -> Judgement:
     """Accept while the draft equals argmax(log p): `coupled` with zero noise."""
     return _settle(judged, judged.log_p_TV.argmax(-1))
+
+
+def relaxed(judged: Judged) -> Judgement:
+    """`coupled`, and a draft stands as well where the cloud drew one of its nearest neighbours (LANTERN).
+
+    Neighbours of the draft x are counted, nearest first, k at most, while their mass m keeps
+    2 m <= delta (1 - p(x)) and, with lambda, m <= (lambda - 1) p(x). Lossy: the token's law is within delta
+    of p in total variation when the device drafts argmax(log q + g), whatever q is. For then, given x, the
+    cloud draws j != x with probability at most p(j) (2 - q(x)) / (1 - p(x)): read the shared noise as a race
+    of exponential clocks in which that of x rang first, at a time of mean 1.
+    """
+    drawn_T = (judged.log_p_TV + _noise(judged, 0, noise.DRAW)).argmax(-1)
+    span = judged.span_K.shape[0]
+    return _settle(judged, drawn_T, _drew_neighbour(judged, drawn_T[:span]) if span else None)
+
+
+def nearest_neighbours(codes_VE: Tensor) -> Tensor:
+    """The min(V - 1, MOST_NEIGHBOURS) nearest other codes of every code, nearest first: int32 [V, N].
+
+    Euclidean distance; equally near ones in any order. Memory beyond the result: some tens of MB.
+    """
+    codes_VE = codes_VE.float()
+    kept = min(len(codes_VE) - 1, MOST_NEIGHBOURS)
+    halves_V = codes_VE.square().sum(-1) / 2
+    rows = []
+    for first in range(0, len(codes_VE), _ROWS_AT_ONCE):
+        near_RV = codes_VE[first : first + _ROWS_AT_ONCE] @ codes_VE.T - halves_V
+        own_R1 = torch.arange(first, first + len(near_RV), device=codes_VE.device)[:, None]
+        rows.append(near_RV.scatter_(1, own_R1, -torch.inf).topk(kept).indices.to(torch.int32))
+    return torch.cat(rows)
 
 
 def rejection(judged: Judged) -> Judgement:
@@ -115,7 +176,9 @@ def sample_sparse(ids_J: NDArray[np.int32], probs_J: NDArray[np.float16], noise_
     return int(ids[(q_J.log() + noise_V[ids]).argmax()])
 
 
-RULES: Mapping[str, Rule] = MappingProxyType({"coupled": coupled, "rejection": rejection, "greedy": greedy})
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {"coupled": coupled, "rejection": rejection, "greedy": greedy, "relaxed": relaxed}
+)
 
 
 def rule(name: str) -> Rule:
@@ -125,12 +188,28 @@ def rule(name: str) -> Rule:
     return RULES[name]
 
 
-def _settle(judged: Judged, drawn_T: Tensor) -> Judgement:
-    """Compare the span with the cloud's own draws, one per row."""
-    drawn = drawn_T.tolist()
-    accepted = _leading(drawn_T[: judged.span_K.shape[0]] == judged.span_K)
+def _settle(judged: Judged, drawn_T: Tensor, near_K: Tensor | None = None) -> Judgement:
+    """Compare the span with the cloud's own draws, one per row; where `near_K` a draft stands all the same."""
+    drawn, stands_K = drawn_T.tolist(), drawn_T[: judged.span_K.shape[0]] == judged.span_K
+    accepted = _leading(stands_K if near_K is None else stands_K | near_K)
     token = drawn[accepted] if accepted < len(drawn) else None
     return Judgement(accepted, token, tuple(drawn[accepted + 1 :]))
+
+
+def _drew_neighbour(judged: Judged, drawn_K: Tensor) -> Tensor:
+    """Where the cloud drew a counted neighbour of the draft: bool [K]."""
+    if judged.neighbours_VN is None or judged.relaxation is None:
+        raise InvalidRequest("relaxed acceptance needs k, delta and a codebook", "the cloud has none")
+    _check_ids(judged.span_K, judged.log_p_TV.shape[1])
+    bounds = judged.relaxation
+    near_KN = judged.neighbours_VN[judged.span_K, : bounds.k].long()
+    p_KV = judged.log_p_TV[: len(drawn_K)].exp()
+    own_K1 = p_KV.gather(1, judged.span_K[:, None])
+    mass_KN = p_KV.gather(1, near_KN).double().cumsum(1)
+    most_K1 = bounds.delta * (1 - own_K1.double()) / 2 if bounds.delta < 1 else torch.ones_like(own_K1)
+    if bounds.multiple:
+        most_K1 = torch.minimum(most_K1, (bounds.multiple - 1) * own_K1)
+    return ((near_KN == drawn_K[:, None]) & (mass_KN <= most_K1)).any(1)
 
 
 def _leading(passed_K: Tensor) -> int:

@@ -6,8 +6,8 @@ position.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,17 @@ class GateTable:
 
     scores      BINS + 1 score quantiles, ascending
     differ      BINS shares of draws that differ from the cloud's, per bin, never falling with the score
-    thresholds  one per entry of `budgets`: the tau whose simulated call rate is that budget
+    thresholds  one per entry of `budgets`: the tau whose rehearsed call rate is that budget
+    promises    shares of kept tokens that may differ from the cloud's draw, ascending; only those that hold
+    bounds      one per promise: the largest tau that keeps it (for `certificate`: minus lambda)
     """
 
     scores: tuple[float, ...]
     differ: tuple[float, ...]
     budgets: tuple[float, ...]
     thresholds: tuple[float, ...]
+    promises: tuple[float, ...] = ()
+    bounds: tuple[float, ...] = ()
 
     def agreement(self, score: float) -> float:
         """Estimated probability that the cloud draws the same token, given the score."""
@@ -43,16 +47,46 @@ class GateTable:
         """The tau for a share of cloud forwards per token; clipped to the measured range."""
         return float(np.interp(budget, self.budgets, self.thresholds))
 
+    def budget(self, threshold: float) -> float:
+        """The share of cloud forwards that a tau was calibrated for: the inverse of `threshold`."""
+        return float(np.interp(threshold, self.thresholds[::-1], self.budgets[::-1]))
+
+    def score_of(self, differ: float) -> float:
+        """The smallest score from which on the draws differ with more than this probability; above every
+        measured score where none does."""
+        place = int(np.searchsorted(self.differ, differ, side="right"))
+        return self.scores[place] if place < len(self.differ) else self.scores[-1]
+
+    def bound(self, promise: float) -> float:
+        """The tau at which at most a share `promise` of kept tokens differs from the cloud's draw.
+
+        Nothing is interpolated: it is the bound of the largest promise that is not above. Raises
+        InvalidRequest where none is.
+        """
+        place = int(np.searchsorted(self.promises, promise, side="right")) - 1
+        if place < 0:
+            held = ", ".join(f"{share:g}" for share in self.promises) or "none"
+            raise InvalidRequest(f"promise {promise:g} is not calibrated", f"calibrated: {held}")
+        return self.bounds[place]
+
 
 @dataclass(frozen=True)
 class Calibration:
-    """All gates of one device, fitted under `warp` against the cloud of `cloud_digest`."""
+    """All gates of one device, fitted under `warp` against the cloud of `cloud_digest`.
+
+    span, floor, prefix_rate  of the policy whose call rates the thresholds give; floor 0: fixed spans
+    default_gate              what mode `ciar` and adaptive spans go by
+    device_digest             the device weights it was fitted on; empty: not recorded
+    """
 
     cloud_digest: str
     warp: Warp
     span: int
     prefix_rate: float
     gates: Mapping[str, GateTable]
+    floor: float = 0.0
+    default_gate: str = "entropy"
+    device_digest: str = ""
 
     def table(self, gate: str) -> GateTable:
         """The table of a gate. Raises InvalidRequest when it was not calibrated."""
@@ -97,6 +131,42 @@ def fit_gate(score_NT: NDArray[np.float32], agree_NT: NDArray[np.bool_], span: i
         BUDGETS,
         tuple(round(float(tau), 6) for tau in thresholds),
     )
+
+
+def with_calls(table: GateTable, taus: Sequence[float], calls: Sequence[float]) -> GateTable:
+    """The table with thresholds from measured call rates: `calls[i]` is the rate at threshold `taus[i]`.
+
+    Taus fall as rates rise (made monotone by pooling upwards). Beyond what was measured, the rates of the
+    thresholds that the table had are moved by the last difference found.
+    """
+    order = np.argsort(-np.asarray(taus))
+    tau_M, call_M = np.asarray(taus)[order], np.maximum.accumulate(np.asarray(calls)[order])
+    guessed_M = np.array([table.budget(tau) for tau in tau_M])
+    excess = np.interp(table.budgets, guessed_M, call_M - guessed_M)
+    expected = np.maximum.accumulate(np.asarray(table.budgets) + excess)
+    thresholds = np.interp(table.budgets, expected, table.thresholds)
+    return replace(table, thresholds=tuple(round(float(tau), 6) for tau in thresholds))
+
+
+def keep_promises(
+    taus: Sequence[float], wrong_MN: NDArray[Any], kept_MN: NDArray[Any], promises: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Conformal risk control: (promises, bounds) of those promises that some threshold keeps.
+
+    wrong_MN, kept_MN  shares of all tokens, per threshold and image: kept and unlike the cloud's draw; kept.
+    A promise e asks E[wrong - e * kept] <= 0 of a new image. That loss is at most 1 - e, so over N
+    exchangeable images the sum of theirs plus 1 - e must not exceed 0 (Angelopoulos et al., 2024), here at
+    every threshold up to the one chosen, since the loss need not be monotone.
+    """
+    order = np.argsort(taus)
+    held, bounds = [], []
+    for promise in sorted(promises):
+        loss_M = (wrong_MN - promise * kept_MN).sum(1)[order] + (1 - promise)
+        good = int((loss_M <= 0).cumprod().sum())
+        if good:
+            held.append(promise)
+            bounds.append(round(float(np.asarray(taus)[order][good - 1]), 6))
+    return tuple(held), tuple(bounds)
 
 
 def _rising(wrong: NDArray[Any], count: NDArray[Any]) -> tuple[float, ...]:

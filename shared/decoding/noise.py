@@ -31,6 +31,7 @@ GATE = 3  # the uniform of the random gate
 START = 4  # the Gaussian noise a continuous token begins with
 STEP = 5  # that of its denoising steps
 ORDER = 6  # the order in which places are revealed
+VECTORS = 7  # the uniforms of the discrete gate
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)

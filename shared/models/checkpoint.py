@@ -24,7 +24,7 @@ from shared.models.families import build
 from shared.models.family import ImageModel
 from shared.models.inter_head import DeviceModel
 from shared.models.transformer import Transformer
-from shared.models.vq import VQModel
+from shared.models.vq import Quantizer, VQModel
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -103,6 +103,15 @@ def load_vq(folder: Path) -> VQModel:
     model = unfilled(lambda: VQModel(shape))
     load_weights(folder, model)
     return model.eval()
+
+
+def load_codes(folder: Path) -> Tensor:
+    """The codebook of a VQ tokenizer as it is decoded, fp32 [K, E]; nothing else of the file is read."""
+    shape = from_dict(VQConfig, read_config(folder, "vq")["vq"])
+    quantizer = Quantizer(shape)
+    with safe_open(folder / WEIGHTS, "pt") as file, torch.no_grad():
+        quantizer.embedding.weight.copy_(file.get_tensor("quantize.embedding.weight"))
+    return quantizer.codes().detach()
 
 
 def save_model(folder: Path, model: ImageModel, dtype: torch.dtype = torch.float16) -> str:

@@ -16,11 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shared.config import DeviceConfig, from_dict
+from shared.decoding.acceptance import nearest_neighbours
+from shared.decoding.agreement import Learned
 from shared.decoding.calibration import Calibration, GateTable
 from shared.decoding.warp import Warp
 from shared.errors import ModelMismatch, ModelUnavailable
-from shared.models.checkpoint import digest, load_device, load_model, load_vq
+from shared.models.checkpoint import digest, load_codes, load_device, load_model, load_vq
 from shared.models.family import ImageModel
+from shared.models.gate_file import GATE_FILE, read_learned
 from shared.models.inter_head import DeviceModel
 from shared.models.vq import VQModel
 
@@ -74,24 +77,27 @@ PUBLISHED = {
 
 @dataclass(frozen=True, eq=False)
 class CloudModel:
-    """What the server needs: the large model and W of eq. 6, `bridge_DF` [D, d_f] (zero: features change
-    nothing)."""
+    """What the server needs: the large model, W of eq. 6, `bridge_DF` [D, d_f] (zero: features change
+    nothing), and the nearest codes of every code, int32 [V, N] (None: no codebook, no `relaxed`)."""
 
     name: str
     digest: str
     model: ImageModel
     bridge_DF: Tensor
+    neighbours_VN: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class DevicePackage:
-    """What the device needs: the small model, the VQ decoder, the calibration of its gates."""
+    """What the device needs: the small model, the VQ decoder, the calibration of its gates, and what was
+    fitted for them (None: nothing was)."""
 
     name: str
     digest: str
     model: DeviceModel
     vq: VQModel
     calibration: Calibration
+    learned: Learned | None = None
 
     @property
     def cloud_digest(self) -> str:
@@ -135,7 +141,10 @@ def load_cloud(
     bridge_DF = (
         load_file(bridge)["weight"].float() if bridge.is_file() else torch.zeros(model.config.dim, width)
     )
-    return CloudModel(folder.parent.resolve().name, digest(folder), model, bridge_DF.to(device))
+    vq = folder.parent / "vq"
+    neighbours_VN = nearest_neighbours(load_codes(vq)) if vq.is_dir() else None
+    name = folder.parent.resolve().name
+    return CloudModel(name, digest(folder), model, bridge_DF.to(device), neighbours_VN)
 
 
 def load_device_package(name: str, models: Path) -> DevicePackage:
@@ -145,16 +154,22 @@ def load_device_package(name: str, models: Path) -> DevicePackage:
     if not (folder / "device").is_dir():
         what = f"there is no device model in {folder}"
         raise ModelUnavailable(what, "it holds a cloud alone", f"make one with: ciar-train cut {folder}")
-    model, calibration = load_device(folder / "device"), read_calibration(folder / "device" / CALIBRATION)
-    if calibration.cloud_digest != model.config.cloud_digest:
-        raise ModelMismatch(
-            f"the calibration in {folder / 'device'} belongs to cloud {calibration.cloud_digest}",
-            f"the device model belongs to cloud {model.config.cloud_digest}",
-            "calibrate again with ciar-train device",
-        )
-    return DevicePackage(
-        folder.resolve().name, digest(folder / "device"), model, load_vq(folder / "vq"), calibration
-    )
+    home = folder / "device"
+    model, weights, calibration = load_device(home), digest(home), read_calibration(home / CALIBRATION)
+    _check_owner(home, calibration, model.config.cloud_digest, weights)
+    learned = read_learned(home / GATE_FILE, model.config.cloud_digest)
+    return DevicePackage(folder.resolve().name, weights, model, load_vq(folder / "vq"), calibration, learned)
+
+
+def _check_owner(home: Path, calibration: Calibration, cloud_digest: str, device_digest: str) -> None:
+    """Raise ModelMismatch for a calibration of another cloud, or of other device weights."""
+    again = "calibrate again with ciar-train gate"
+    if calibration.cloud_digest != cloud_digest:
+        what = f"the calibration in {home} belongs to cloud {calibration.cloud_digest}"
+        raise ModelMismatch(what, f"the device model belongs to cloud {cloud_digest}", again)
+    if calibration.device_digest not in ("", device_digest):
+        what = f"the calibration in {home} belongs to device weights {calibration.device_digest}"
+        raise ModelMismatch(what, f"these are {device_digest}", again)
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
@@ -166,7 +181,7 @@ def read_calibration(path: Path) -> Calibration:
     """Read a calibration. Raises ModelUnavailable when it is missing, InvalidRequest when a key does not
     fit."""
     if not path.is_file():
-        raise ModelUnavailable(f"no {path.name} in {path.parent}", "ciar-train device writes it")
+        raise ModelUnavailable(f"no {path.name} in {path.parent}", "ciar-train gate writes it")
     raw = json.loads(path.read_text(encoding="utf-8"))
     gates = {name: from_dict(GateTable, table) for name, table in raw["gates"].items()}
     return from_dict(Calibration, {**raw, "warp": from_dict(Warp, raw["warp"]), "gates": gates})

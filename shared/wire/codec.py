@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from google.protobuf.message import DecodeError
 
-from shared.decoding.warp import Warp
 from shared.errors import CiarError, InvalidDraft, InvalidPrompt, InvalidRequest
 from shared.messages import Draft, Finish, ModelInfo, Open, Opened, ServerInfo, Usage, Verdict
-from shared.wire import failures, tensors
+from shared.wire import failures, settings, tensors
 from shared.wire.pb import ciar_pb2 as pb
 
 PROTOCOL_VERSION = 1
@@ -34,13 +33,14 @@ def encode_open(message: Open) -> pb.GenerateRequest:
             codebook_size=message.codebook_size,
             prompt=message.prompt,
             seed=message.seed,
-            warp=_encode_warp(message.warp),
+            warp=settings.encode_warp(message.warp),
             prefix_tokens=message.prefix_tokens,
             acceptance=message.acceptance,
             resume=tensors.encode_tokens(message.resume),
             resume_features=tensors.encode_features(message.resume_features),
             guesses=message.guesses,
             max_forwards=message.max_forwards,
+            relaxation=settings.encode_relaxation(message.relaxation),
         )
     )
 
@@ -86,25 +86,15 @@ def _decode_open(message: pb.Open) -> Open:
         codebook_size=message.codebook_size,
         prompt=message.prompt,
         seed=message.seed,
-        warp=_decode_warp(message),
+        warp=settings.decode_warp(message),
         prefix_tokens=message.prefix_tokens,
         acceptance=message.acceptance,
         resume=resume,
         resume_features=tensors.decode_features(message, "resume_features", len(resume), InvalidRequest),
         guesses=message.guesses,
         max_forwards=message.max_forwards,
+        relaxation=settings.decode_relaxation(message),
     )
-
-
-def _encode_warp(warp: Warp) -> pb.Warp:
-    return pb.Warp(guidance=warp.guidance, temperature=warp.temperature, top_k=warp.top_k, top_p=warp.top_p)
-
-
-def _decode_warp(message: pb.Open) -> Warp:
-    if not message.HasField("warp"):
-        raise InvalidRequest("the warp is missing", "Open needs guidance, temperature, top_k and top_p")
-    warp = message.warp
-    return Warp(guidance=warp.guidance, temperature=warp.temperature, top_k=warp.top_k, top_p=warp.top_p)
 
 
 def _decode_draft(message: pb.Draft) -> Draft:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cloud_server import engine as engine_module
 from cloud_server.engine import LONG_JOB, Engine, batches
 from cloud_server.session import Job, Session
-from shared.decoding.acceptance import Judged, Judgement, sample_sparse, sparsify
+from shared.decoding.acceptance import Judged, Judgement, Relaxation, sample_sparse, sparsify
 from shared.decoding.noise import gumbel
 from shared.decoding.warp import Warp
 from shared.errors import InvalidPrompt, InvalidRequest, ModelMismatch, ModelUnavailable, Overloaded
@@ -308,6 +308,8 @@ def refusals() -> Iterator[tuple[dict[str, object], type[Exception], str]]:
     yield {"codebook_size": 31}, ModelMismatch, "31 codes, the cloud 32"
     yield {"model": "other"}, ModelUnavailable, "no model 'other'"
     yield {"acceptance": "kindly"}, InvalidRequest, "'kindly'.*coupled"
+    yield {"acceptance": "relaxed"}, InvalidRequest, "'relaxed' acceptance comes without its bounds"
+    yield {"relaxation": Relaxation(5, 0.1)}, InvalidRequest, "'coupled' acceptance takes no relaxation"
     yield {"seed": 2**64}, InvalidRequest, "seed 18446744073709551616"
     yield {"max_forwards": 9}, InvalidRequest, "max_forwards is 9.*0 to 8"
     yield {"seed": -1}, InvalidRequest, "seed -1"
@@ -338,3 +340,21 @@ def test_no_slot_is_free(cloud: CloudModel) -> None:
         engine.open(order(cloud))
     engine.close(held[0])
     assert engine.open(order(cloud)).slots == held[0].slots
+
+
+def test_relaxed_judges_by_the_codebook_of_the_model(cloud: CloudModel) -> None:
+    """A draft that is the nearest code of the cloud's own draw stands where delta leaves room, and only
+    there; without a codebook nobody can say what is near."""
+    assert cloud.neighbours_VN is not None and cloud.neighbours_VN.shape == (32, 31)
+    truth = base_image(cloud, order(cloud))
+    drafts = [code for code in range(32) if int(truth[1]) in cloud.neighbours_VN[code, :8].tolist()]
+    accepted = {}
+    for delta in (0.0, 1.0):
+        wanted = order(cloud, acceptance="relaxed", relaxation=Relaxation(8, delta), resume=truth[:1])
+        engine = Engine(cloud, len(drafts))
+        jobs = [Job(engine.open(wanted), tokens(draft)) for draft in drafts]
+        accepted[delta] = [answer.judgement.accepted for answer in engine.run(jobs)]
+    assert set(accepted[0.0]) == {0} and set(accepted[1.0]) == {1}
+    blind = Engine(replace(cloud, neighbours_VN=None), 1)
+    with pytest.raises(InvalidRequest, match="without its codebook"):
+        blind.open(order(cloud, acceptance="relaxed", relaxation=Relaxation(2, 0.1)))

@@ -18,7 +18,9 @@ from shared.decoding.acceptance import (
     RULES,
     Judged,
     Judgement,
+    Relaxation,
     coupled,
+    nearest_neighbours,
     rule,
     sample_sparse,
     sparse_q,
@@ -30,6 +32,7 @@ from shared.errors import InvalidDraft, InvalidRequest
 P_V = torch.tensor([0.05, 0.30, 0.10, 0.25, 0.20, 0.10])
 Q_V = torch.tensor([0.40, 0.05, 0.20, 0.05, 0.10, 0.20])
 TRIALS = 4000
+STRICT = Relaxation(2, 0.0)  # `relaxed` without room is `coupled`; its own law has its own tests
 
 
 def p_value(counts: Tensor, expected: Tensor) -> float:
@@ -47,7 +50,10 @@ def judge_one(name: str, p_V: Tensor, q_V: Tensor, seed: int, keep: int = 6) -> 
     """Draft one token from q as the device would, and judge it with a bonus row of the same p."""
     log_p_TV = p_V.log().expand(2, -1)
     if name != "rejection":
-        return rule(name)(Judged(log_p_TV, torch.tensor([draw(q_V.log(), seed, 3)]), seed, 3))
+        bounds = (nearest_neighbours(torch.eye(len(p_V))), STRICT) if name == "relaxed" else ()
+        return rule(name)(
+            Judged(log_p_TV, torch.tensor([draw(q_V.log(), seed, 3)]), seed, 3, None, None, *bounds)
+        )
     ids_J, probs_J = sparsify(q_V.log(), keep)
     span_K = torch.tensor([sample_sparse(ids_J, probs_J, noise.gumbel(seed, [3], len(q_V))[0])])
     ids_KJ, probs_KJ = torch.from_numpy(ids_J).long()[None], torch.from_numpy(probs_J).float()[None]
@@ -230,9 +236,10 @@ def test_an_empty_span_is_one_plain_draw(name: str) -> None:
 def test_a_span_that_ends_the_image_has_no_bonus(name: str) -> None:
     sure_V = torch.tensor([0.0, 1.0, 0.0])
     proposal = torch.tensor([[1], [1]]), torch.ones(2, 1)
-    judged = Judged(sure_V.log().expand(2, -1), torch.tensor([1, 1]), 0, 254, *proposal)
+    given = (*proposal, nearest_neighbours(torch.eye(3)), STRICT)
+    judged = Judged(sure_V.log().expand(2, -1), torch.tensor([1, 1]), 0, 254, *given)
     assert rule(name)(judged) == Judgement(2, None)
-    with_bonus = Judged(sure_V.log().expand(3, -1), torch.tensor([1, 1]), 0, 254, *proposal)
+    with_bonus = Judged(sure_V.log().expand(3, -1), torch.tensor([1, 1]), 0, 254, *given)
     assert rule(name)(with_bonus) == Judgement(2, 1)
 
 
@@ -327,5 +334,5 @@ def test_foreign_tokens_are_merely_rejected_by_coupled() -> None:
 
 
 def test_an_unknown_rule_is_named() -> None:
-    with pytest.raises(InvalidRequest, match=r"'trust'.*coupled, rejection, greedy"):
+    with pytest.raises(InvalidRequest, match=r"'trust'.*coupled, rejection, greedy, relaxed"):
         rule("trust")

@@ -13,6 +13,7 @@ from shared.decoding.gates import GATES, Evidence, gate
 from shared.decoding.intervals import inter_fuse, uncertainty
 from shared.decoding.warp import Warp, warp_logits
 from shared.errors import InvalidRequest
+from tests.tiny import tiny_gate
 
 
 def evidence(rows: int = 6, size: int = 50, warp: Warp | None = None, seed: int = 9) -> Evidence:
@@ -25,6 +26,7 @@ def evidence(rows: int = 6, size: int = 50, warp: Warp | None = None, seed: int 
         noise_TV=noise.gumbel(seed, range(4, 4 + rows), size),
         centre_TV=centre_TV,
         radius_TV=torch.rand(rows, size, generator=generator),
+        learned=tiny_gate(),
     )
 
 
@@ -35,7 +37,7 @@ def row(of: Evidence, t: int) -> Evidence:
         return tensor[t : t + 1]
 
     rows = (only(of.position_T), only(of.log_q_TV), only(of.noise_TV), only(of.centre_TV), only(of.radius_TV))
-    return Evidence(of.seed, *rows)
+    return Evidence(of.seed, *rows, of.learned)
 
 
 @pytest.mark.parametrize("name", GATES)
@@ -133,6 +135,6 @@ def test_never_and_always_keep_their_word(threshold: float) -> None:
 
 def test_an_unknown_gate_is_named() -> None:
     with pytest.raises(
-        InvalidRequest, match=r"'vibes'.*interval, margin, entropy, softmax, random, never, always"
+        InvalidRequest, match=r"'vibes'.*interval, margin, agreement, certificate, entropy, .*never, always"
     ):
         gate("vibes")

@@ -157,6 +157,21 @@ def test_every_option_arrives(run: Run, model: str, server: str) -> None:
     assert (policy["prefix_rate"], settings["seed"]) == (0.25, 9) and policy["adaptive_floor"] > 0
 
 
+def test_the_dials_of_gates_pacing_and_relaxation_arrive(run: Run, model: str, server: str) -> None:
+    ask = ("--prompt", "cat", "--server", server, "--model", model, "--json")
+    for pacing in ("fixed", "budget", "cost"):
+        ran = run(*ask, "--policy", pacing, "--cloud-budget", "0.2", "--gate", "agreement")
+        policy = json.loads(ran.out)["settings"]["policy"]
+        assert (policy["pacing"], policy["budget"], policy["gate"]) == (pacing, 0.2, "agreement")
+    bounds = ["--acceptance", "relaxed", "--relax-k", "3", "--relax-delta", "0.2", "--relax-lambda", "2"]
+    policy = json.loads(run(*ask, *bounds, "--gate", "discrete(4)", "--threshold", "1").out)["settings"][
+        "policy"
+    ]
+    assert policy["relaxation"] == {"k": 3, "delta": 0.2, "multiple": 2.0} and policy["gate"] == "discrete(4)"
+    policy = json.loads(run(*ask, "--acceptance", "relaxed").out)["settings"]["policy"]
+    assert policy["relaxation"] == {"k": 10, "delta": 0.1, "multiple": 0.0}
+
+
 def test_flags_beat_the_environment(alone: Run) -> None:
     ran = alone("--prompt", "cat", "--seed", "5", "--json", CIAR_SEED="4", CIAR_TOP_K="3", CIAR_OUT="env.png")
     answer = json.loads(ran.out)
@@ -217,6 +232,11 @@ def test_guidance_the_device_did_not_learn_is_noted(alone: Run, monkeypatch: pyt
         (["--prompt", "cat", "--span", "0"], "1 to 64, or adaptive"),
         (["--prompt", "cat", "--cloud-budget", "2"], "above 0, up to 1"),
         (["--prompt", "cat", "--top-p=nan"], "--top-p 'nan': "),
+        (["--prompt", "cat", "--policy", "x"], "--policy 'x': input should be 'fixed', 'budget' or 'cost'"),
+        (["--prompt", "cat", "--gate", "discrete(1)"], "--gate 'discrete(1)': allowed: 2 to 64"),
+        (["--prompt", "cat", "--relax-k", "0"], "--relax-k '0': "),
+        (["--prompt", "cat", "--relax-delta", "2"], "--relax-delta '2': "),
+        (["--prompt", "cat", "--promise", "1"], "--promise '1': "),
         (["serve", "--http-port", "99999"], "--http-port '99999': "),
         (["serve", "--prompt", "cat"], "see device-client serve --help"),
     ],
@@ -243,6 +263,10 @@ def test_a_wrong_variable_is_named(run: Run) -> None:
         (["--prompt", "cat", "--map", "."], "cannot write '.'"),
         (["--prompt", "cat", "--gate", "interval", "--mode", "exact"], "gate cannot be set in mode 'exact'"),
         (["--prompt", "cat", "--threshold", "1", "--cloud-budget", "0.5"], "exclude each other"),
+        (["--prompt", "cat", "--relax-k", "5"], "relax_k mean nothing to 'coupled'"),
+        (["--prompt", "cat", "--policy", "budget", "--threshold", "1"], "policy 'budget' with threshold 1.0"),
+        (["--prompt", "cat", "--policy", "cost", "--mode", "exact"], "pacing cannot be set in mode 'exact'"),
+        (["--prompt", "cat", "--promise", "0.1"], "promise 0.1 is not calibrated"),
         (["--prompt", "cat", "--model", "no-such"], "unknown model 'no-such'"),
         (["--prompt", "cat", "--server", "localhost"], "server 'localhost' is not host:port"),
     ],

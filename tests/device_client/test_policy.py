@@ -7,18 +7,32 @@ from dataclasses import replace
 
 import pytest
 
-from device_client.policy import MODES, Policy, policy_for
+from device_client.policy import DEFAULT_BUDGET, MODES, Policy, policy_for
+from shared.decoding.acceptance import Relaxation
 from shared.decoding.calibration import Calibration, GateTable
 from shared.decoding.warp import Warp
 from shared.errors import InvalidRequest
 
-TABLE = GateTable((-3.0, -2.0, -1.0), (0.1, 0.6), (0.1, 0.2, 0.3), (-1.0, -2.0, -3.0))
+TABLE = GateTable(
+    (-3.0, -2.0, -1.0), (0.1, 0.6), (0.1, 0.2, 0.3), (-1.0, -2.0, -3.0), (0.05, 0.1), (-2.5, -1.5)
+)
 CALIBRATION = Calibration("digest", Warp(), 5, 0.06, {"entropy": TABLE})
 
 
 def test_the_modes_are_what_the_readme_says() -> None:
     ciar, exact, cloud, device = (policy_for(mode, CALIBRATION) for mode in MODES)
-    assert ciar == Policy("ciar", "entropy", -3.0, 16, 0.3, 0.06, "coupled", features=True, use_cloud=True)
+    assert ciar == Policy(
+        "ciar",
+        "entropy",
+        -3.0,
+        16,
+        0.3,
+        0.06,
+        "coupled",
+        features=True,
+        use_cloud=True,
+        budget=DEFAULT_BUDGET,
+    )
     assert exact == Policy(
         "exact", "always", 0.0, 24, 0.1, 0.0, "coupled", features=False, use_cloud=True, guesses=True
     )
@@ -51,6 +65,36 @@ def test_overrides_lie_on_top_of_the_mode() -> None:
     assert policy_for("cloud-only", CALIBRATION, acceptance="greedy").acceptance == "greedy"
 
 
+def test_the_calibration_names_the_gate_of_ciar_and_of_adaptive_spans() -> None:
+    fitted = replace(CALIBRATION, gates={"entropy": TABLE, "agreement": TABLE}, default_gate="agreement")
+    assert policy_for("ciar", fitted).gate == "agreement"
+    assert policy_for("ciar", fitted, gate="entropy").gate == "entropy"
+    assert policy_for("exact", fitted).gate == "always"
+    with pytest.raises(InvalidRequest, match="agreement"):
+        policy_for("exact", replace(CALIBRATION, default_gate="agreement"))
+
+
+def test_a_promise_takes_the_bound_that_keeps_it() -> None:
+    assert policy_for("ciar", CALIBRATION, promise=0.05).threshold == -2.5
+    assert policy_for("ciar", CALIBRATION, promise=0.09).threshold == -2.5  # nothing is interpolated
+    assert policy_for("ciar", CALIBRATION, promise=0.3).threshold == -1.5
+
+
+def test_pacing_keeps_the_dial() -> None:
+    paced = policy_for("ciar", CALIBRATION, cloud_budget=0.2, pacing="budget")
+    assert (paced.threshold, paced.budget, paced.pacing) == (-2.0, 0.2, "budget")
+    assert policy_for("ciar", CALIBRATION, threshold=-2.0, pacing="cost").budget is None
+
+
+def test_relaxed_acceptance_carries_its_bounds() -> None:
+    bounds = Relaxation(5, 0.1)
+    relaxed = policy_for("ciar", CALIBRATION, acceptance="relaxed", relaxation=bounds)
+    assert relaxed.relaxation == bounds
+    for acceptance, given in (("relaxed", None), ("coupled", bounds)):
+        with pytest.raises(InvalidRequest, match="relaxed"):
+            policy_for("ciar", CALIBRATION, acceptance=acceptance, relaxation=given)
+
+
 def test_what_looks_nothing_up_needs_no_calibration() -> None:
     for gate in ("never", "always"):
         assert policy_for("ciar", None, gate=gate, span=5).gate == gate
@@ -77,6 +121,13 @@ def test_what_looks_nothing_up_needs_no_calibration() -> None:
         ("ciar", {"cloud_budget": 0.0}, "cloud budget 0.0"),
         ("ciar", {"cloud_budget": math.nan}, "cloud budget nan"),
         ("ciar", {"threshold": math.nan}, "threshold nan"),
+        ("ciar", {"promise": 0.01}, "promise 0.01 .* 0.05, 0.1"),
+        ("ciar", {"promise": 0.1, "cloud_budget": 0.2}, "cloud budget 0.2 and promise 0.1"),
+        ("ciar", {"pacing": "slow"}, "'slow'.* fixed, budget, cost"),
+        ("ciar", {"pacing": "budget", "threshold": -1.0}, "'budget' with .*threshold -1.0.* a cloud budget"),
+        ("ciar", {"pacing": "cost", "gate": "always"}, "'always' with policy cost"),
+        ("ciar", {"pacing": "cost", "gate": "margin", "threshold": 1.0}, "'margin'.* entropy"),
+        ("exact", {"pacing": "cost"}, "pacing cannot .* ciar"),
         ("ciar", {"threshold": math.inf}, "threshold inf"),
         ("ciar", {"span": 0}, "span 0 .* 1 to 64"),
         ("ciar", {"span": 65}, "span 65 .* 1 to 64"),

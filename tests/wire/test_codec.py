@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from shared import errors
+from shared.decoding.acceptance import MOST_NEIGHBOURS, Relaxation
 from shared.decoding.warp import Warp
 from shared.errors import (
     CiarError,
@@ -69,6 +70,14 @@ warps = st.builds(
 )
 
 
+relaxations = st.builds(
+    Relaxation,
+    k=st.integers(1, MOST_NEIGHBOURS),
+    delta=st.floats(0, 1),
+    multiple=st.just(0.0) | st.floats(1, 1e6),
+)
+
+
 def tokens(min_size: int = 0) -> st.SearchStrategy[Tokens]:
     """Vectors that fit two bytes and vectors that do not."""
     largest = st.sampled_from([6, 0xFFFF, 2**31 - 1])
@@ -114,6 +123,7 @@ def opens(draw: st.DrawFn) -> Open:
         resume_features=draw(features_of(len(resume))),
         guesses=draw(st.booleans()),
         max_forwards=draw(uint32),
+        relaxation=draw(st.none() | relaxations),
     )
 
 
@@ -448,3 +458,11 @@ def test_absent_stays_absent() -> None:
     draft = Draft(0, 0, np.array([1], dtype=np.int32), no_tokens(), features=empty)
     sent = codec.encode_draft(draft).draft
     assert [field.name for field, _ in sent.ListFields()] == ["span"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("k", 0), ("k", 1001), ("delta", 1.5), ("multiple", 0.5)])
+def test_bounds_of_relaxed_acceptance_are_checked_at_the_door(field: str, value: float) -> None:
+    good = {"k": 5, "delta": 0.1, "multiple": 0.0}
+    opening = pb.Open(warp=pb.Warp(top_p=1), relaxation=pb.Relaxation(**{**good, field: value}))
+    with pytest.raises(InvalidRequest, match="relax"):
+        codec.decode_request(pb.GenerateRequest(open=opening))
