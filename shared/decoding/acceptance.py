@@ -189,7 +189,7 @@ def rule(name: str) -> Rule:
 
 
 def _settle(judged: Judged, drawn_T: Tensor, near_K: Tensor | None = None) -> Judgement:
-    """Compare the span with the cloud's own draws, one per row; where `near_K` a draft stands all the same."""
+    """Compare the span with the cloud's own draws, one per row; where `near_K`, a draft stands anyway."""
     drawn, stands_K = drawn_T.tolist(), drawn_T[: judged.span_K.shape[0]] == judged.span_K
     accepted = _leading(stands_K if near_K is None else stands_K | near_K)
     token = drawn[accepted] if accepted < len(drawn) else None
