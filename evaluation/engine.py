@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -255,10 +255,16 @@ class Floors:
         return median(self.products.own_s)
 
 
-def markdown(lines: Sequence[Line]) -> str:
-    """A table under HEADER."""
-    rows = [HEADER, ["---", "--:", "---"] + ["--:"] * (len(HEADER) - 3), *(line.cells() for line in lines)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+def markdown(lines: Iterable[Line]) -> Iterator[str]:
+    """The lines of a table under HEADER, each as soon as it is measured."""
+    yield _row(HEADER)
+    yield _row(["---", "--:", "---"] + ["--:"] * (len(HEADER) - 3))
+    for line in lines:
+        yield _row(line.cells())
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |\n"
 
 
 def _close(engine: Engine, sessions: Sequence[Session]) -> None:

@@ -46,7 +46,7 @@ class EngineSpeed(BaseModel):
     out: Path | None = Field(None, description="write OUT.md")
 
     def run(self) -> None:
-        """Measure, print the table, write the file."""
+        """Measure, print the table as it grows, write the file."""
         torch.set_num_threads(self.threads)
         usable_bytes(1.0, self.device)  # a device that is not there is an error now
         gpt = self._transformer()
@@ -57,10 +57,14 @@ class EngineSpeed(BaseModel):
         )  # fmt: skip
         plan.check(gpt)
         engines = Engines.make(gpt, names, max(self.sessions))
-        text = self._heading(engines) + markdown(list(measure(engines, plan)))
-        sys.stdout.write(text)
+        said = [self._heading(engines)]
+        sys.stdout.write(said[0])
+        for line in markdown(measure(engines, plan)):
+            said.append(line)
+            sys.stdout.write(line)
+            sys.stdout.flush()
         if self.out:
-            self.out.with_suffix(".md").write_text(text, encoding="utf-8")
+            self.out.with_suffix(".md").write_text("".join(said), encoding="utf-8")
 
     def _transformer(self) -> Transformer:
         models, dtype = self.models.expanduser(), DTYPES[self.dtype]

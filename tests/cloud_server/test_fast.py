@@ -185,7 +185,7 @@ def test_without_a_compiler_the_option_fails_and_names_it(folder: Path, tmp_path
     kept = {name: value for name, value in os.environ.items() if name not in ("CXX", "CC")}
     environment = {**kept, "PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "cloud_server.cli", "--model", str(folder), "--port", "0", "--compile"]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 1
     assert "error: --compile failed" in ended.stderr and "C++ compiler" in ended.stderr
     assert "Traceback" not in ended.stderr and "serving" not in ended.stderr.replace("serving 32", "")

@@ -12,6 +12,7 @@ from shared.models.families.llamagen import HEADS
 from shared.models.families.mar import MARConfig, MARModel, TowerConfig
 from shared.models.families.var import VARConfig, VARModel
 from shared.models.families.var_vae import ScaleVQ, ScaleVQConfig
+from shared.models.shapes import SHAPES
 from shared.models.transformer import Transformer
 from shared.models.vq import VQModel
 from tests.published import split
@@ -79,26 +80,15 @@ def test_chameleon(shape: dict[str, int], billions: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "dim", "layers", "hidden", "parameters"),
+    ("name", "said", "parameters"),
     [
-        (dict(num_attention_heads=16), 2048, 24, 5632, 1_485_053_952),
-        (
-            {"vocab_size": 102400},
-            4096,
-            30,
-            11008,
-            6_591_791_104,
-        ),  # the 7B file leaves out what is the default
+        ("janus-pro-1b", {"num_attention_heads": 16}, 1_485_053_952),
+        ("janus-pro-7b", {"vocab_size": 102400}, 6_591_791_104),  # its file leaves out what is the default
     ],
 )
-def test_janus(said: dict[str, int], dim: int, layers: int, hidden: int, parameters: int) -> None:
+def test_janus(name: str, said: dict[str, int], parameters: int) -> None:
     """As many parameters as transformers counts in `language_model` and the three `generation_*` parts."""
-    shape = TransformerConfig(
-        dim=dim, n_layer=layers, n_head=said.get("num_attention_heads", 32),
-        n_kv_head=said.get("num_attention_heads", 32), vocab_size=16384, grid=24, prefix_len=128,
-        caption_dim=0, ffn_hidden=hidden, norm_eps=1e-6, token_rows=102400, rope_axes=1, rope_pairs="halves",
-        code_width=8, head_hidden=dim,
-    )  # fmt: skip
+    shape = SHAPES[name]
     model = on_meta(shape)
     assert count(model) == parameters
     shapes = {name: tuple(v.shape) for name, v in split(model.state_dict(), shape).items()}
