@@ -164,6 +164,8 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     )
     if span is not None or guesses is not None:
         policy = _with_span(policy, ADAPTIVE if span is None else span)
+    if guesses is None and policy.adaptive_floor is None and not _is_calibrated(calibration):
+        policy = replace(policy, guesses=False)  # they are weighed against a calibrated doubt
     if policy.adaptive_floor is not None or policy.guesses:
         _table(calibration, DEFAULT_GATE)
     return _with_threshold(policy, calibration, threshold, cloud_budget)
@@ -209,6 +211,10 @@ def _with_threshold(
     budget = DEFAULT_BUDGET if budget is None else budget
     _require(0.0 < budget <= 1.0, "cloud budget", budget, "above 0, up to 1 cloud forwards per token")
     return replace(policy, threshold=_table(calibration, policy.gate).threshold(budget))
+
+
+def _is_calibrated(calibration: Calibration | None) -> bool:
+    return calibration is not None and DEFAULT_GATE in calibration.gates
 
 
 def _table(calibration: Calibration | None, gate: str) -> GateTable:
