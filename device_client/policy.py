@@ -184,6 +184,8 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
         policy = replace(policy, guesses=False)  # a default; what a guess is worth, only a calibration says
     if span is not None or guesses is not None:
         policy = _with_span(policy, ADAPTIVE if span is None else span)
+    if guesses is None and policy.adaptive_floor is None and not _is_calibrated(calibration):
+        policy = replace(policy, guesses=False)  # they are weighed against a calibrated doubt
     if policy.adaptive_floor is not None or policy.guesses:
         _table(calibration, usual)
     return _with_threshold(policy, calibration, dials)
@@ -237,6 +239,10 @@ def _with_threshold(
 
 def _calibrated(calibration: Calibration | None, gate: str) -> bool:
     return calibration is not None and gate in calibration.gates
+
+
+def _is_calibrated(calibration: Calibration | None) -> bool:
+    return calibration is not None and DEFAULT_GATE in calibration.gates
 
 
 def _table(calibration: Calibration | None, gate: str) -> GateTable:

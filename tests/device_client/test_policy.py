@@ -98,7 +98,8 @@ def test_relaxed_acceptance_carries_its_bounds() -> None:
 def test_what_looks_nothing_up_needs_no_calibration() -> None:
     for gate in ("never", "always"):
         assert policy_for("ciar", None, gate=gate, span=5).gate == gate
-    assert policy_for("exact", None, span=5, guesses=False).span == 5
+    assert policy_for("exact", None, span=5).span == 5 and not policy_for("exact", None, span=5).guesses
+    assert policy_for("exact", CALIBRATION, span=5).guesses
     assert policy_for("ciar", None, threshold=-2.0, span=5).threshold == -2.0
     with pytest.raises(InvalidRequest, match="entropy"):
         policy_for("exact", None)
