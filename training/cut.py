@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shared.config import DeviceConfig
 from shared.decoding.calibration import Calibration
-from shared.decoding.warp import Warp, guide
+from shared.decoding.warp import Warp
 from shared.errors import InvalidRequest
 from shared.models.checkpoint import WEIGHTS, digest, load_model, read_config, save_device
 from shared.models.families import build
@@ -29,6 +29,7 @@ from training.base import sample
 from training.calibrate import Scores, fit, score_image
 
 SPAN, PREFIX_RATE = 5, 0.06
+HEAD_SPREAD = 0.3  # of a further head's random weights to those it starts from
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,15 @@ def first_layers(cloud: Path, layers: int) -> ImageModel:
 
 
 def with_radii(base: ImageModel, config: DeviceConfig) -> DeviceModel:
-    """A device model around `base`; radii start small."""
+    """A device model around `base`; radii start small, and further centres near the first one."""
     device = DeviceModel(base, config)
-    nn.init.normal_(device.inter_head.radius.weight, std=0.01)
-    nn.init.constant_(device.inter_head.radius.bias, -2.0)
+    for head in (device.inter_head, *device.whole_heads):
+        nn.init.normal_(head.radius.weight, std=0.01)
+        nn.init.constant_(head.radius.bias, -2.0)
+    first = base.gpt.output.weight
+    for whole in device.whole_heads:
+        nn.init.normal_(whole.centre.weight, std=HEAD_SPREAD * first.std().item())
+        whole.centre.weight.data.add_(first.detach())
     return device.eval()
 
 
@@ -102,9 +108,8 @@ def _score(
 ) -> tuple[Scores, NDArray[np.bool_]]:
     tokens_T = sample(cloud, [prompt], [seed], warp)[0]
     hidden_2TD = forced_rows(device.base, prompt, tokens_T)
-    cond_TV, uncond_TV = device.base.gpt.logits(hidden_2TD)
-    centre_TV = guide(cond_TV, uncond_TV, warp.guidance)
-    return score_image(seed, centre_TV, device.inter_head(hidden_2TD[0]), tokens_T, warp)
+    centre_TV = device.centre(hidden_2TD, warp.guidance)
+    return score_image(seed, centre_TV, device.radius(hidden_2TD[0]), tokens_T, warp)
 
 
 def forced_rows(model: ImageModel, prompt: str, tokens_T: Tensor) -> Tensor:
