@@ -14,7 +14,8 @@ from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfi
 from rich.console import Console
 from rich.progress import track
 
-from evaluation.policies import BASE, CIAR, DEVICE, EXACT, GATED, PROMPTS
+from evaluation.features import Asked, features_effect
+from evaluation.policies import BASE, CIAR, DEAF, DEVICE, EXACT, GATED, PROMPTS
 from evaluation.run import Record, Schedule, cloud_server, matched, run_rows
 from evaluation.sheet import make_sheet, write_sheet
 from evaluation.sheet import markdown as sheet_markdown
@@ -48,7 +49,7 @@ class Bench(BaseModel):
                 matched(package, target, prompts, gate, self.budget)
                 for gate in track(GATED, "matching", console=console)
             ]
-            rows = (BASE, *EXACT, CIAR, *tuned, DEVICE)
+            rows = (BASE, *EXACT, CIAR, DEAF, *tuned, DEVICE)
             images = run_rows(package, target, Schedule(rows, prompts, self.warm_ups))
             records = list(track(images, "measuring", total=len(rows) * self.prompts, console=console))
         text = markdown(table(records))
@@ -95,12 +96,39 @@ def _prompts(file: Path | None) -> Sequence[str]:
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
+class Features(BaseModel):
+    """What interval features change: the cloud's KL to itself with and without them, where the device's kept
+    tokens stand in for its own."""
+
+    model: str = Field("emoji", description="model name or folder")
+    models: Path = Field(Path("~/.cache/ciar/models"), description="folder of fetched weights")
+    images: int = Field(32, description="images that the cloud draws", gt=0)
+    share: float = Field(0.5, description="share of an image's tokens that the device keeps", gt=0, le=1)
+    gate: str = Field("entropy", description="gate whose least scores are kept")
+    threads: int = Field(1, description="torch threads", gt=0)
+    out: Path | None = Field(None, description="write OUT.json")
+
+    def run(self) -> None:
+        """Measure, print the figures as JSON."""
+        torch.set_num_threads(self.threads)
+        models = self.models.expanduser()
+        cloud, package = load_cloud(self.model, models), load_device_package(self.model, models)
+        asked = Asked(PROMPTS, self.images, self.share, self.gate)
+        about = {"model": cloud.name, "images": self.images, "share": self.share, "gate": self.gate}
+        trained = bool(cloud.bridge_DF.any())
+        text = json.dumps({**about, "bridge": trained, **features_effect(cloud, package, asked)._asdict()})
+        sys.stdout.write(f"{text}\n")
+        if self.out:
+            self.out.with_suffix(".json").write_text(f"{text}\n", encoding="utf-8")
+
+
 class EvalApp(BaseSettings):
     """Measure CIAR over the real wire. Example: ciar-eval bench --prompts 20 --out results/bench"""
 
     model_config = SettingsConfigDict(env_prefix="CIAR_EVAL_", cli_kebab_case=True, cli_prog_name="ciar-eval")
     bench: CliSubCommand[Bench]
     sheet: CliSubCommand[Sheet]
+    features: CliSubCommand[Features]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
-    assert isinstance(verb, Bench | Sheet)
+    assert isinstance(verb, Bench | Sheet | Features)
     try:
         verb.run()
     except CiarError as error:
