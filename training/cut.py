@@ -61,13 +61,17 @@ def first_layers(cloud: Path, layers: int) -> ImageModel:
     config = read_config(cloud, "cloud")
     with torch.device("meta"):
         whole = build(config, cloud.parent)
-    if not 0 < layers <= whole.config.n_layer:
-        raise InvalidRequest(f"the cloud has no {layers} layers", f"allowed: 1 to {whole.config.n_layer}")
+    _check_layers(whole, layers)
     base = whole.with_layers(layers)
     with safe_open(cloud / WEIGHTS, "pt") as file, torch.no_grad():
         for name, value in base.state_dict().items():
             value.copy_(file.get_tensor(name))
     return base.eval()
+
+
+def _check_layers(cloud: ImageModel, layers: int) -> None:
+    if not 0 < layers <= cloud.config.n_layer:
+        raise InvalidRequest(f"the cloud has no {layers} layers", f"allowed: 1 to {cloud.config.n_layer}")
 
 
 def with_radii(base: ImageModel, config: DeviceConfig) -> DeviceModel:
@@ -84,7 +88,11 @@ def with_radii(base: ImageModel, config: DeviceConfig) -> DeviceModel:
 
 
 def cut_device(cloud: ImageModel, layers: int, config: DeviceConfig) -> DeviceModel:
-    """A device initialised from a loaded cloud's text, embeddings, first layers, norm and head."""
+    """A device initialised from a loaded cloud's text, embeddings, first layers, norm and head.
+
+    Raises InvalidRequest for a number of layers the cloud does not have.
+    """
+    _check_layers(cloud, layers)
     base, state = cloud.with_layers(layers), cloud.state_dict()
     base.load_state_dict({name: state[name] for name in base.state_dict()})
     return with_radii(base, config)

@@ -33,7 +33,7 @@ from training.drawn import HELD_SEED, TRAIN_SEED, Source
 from training.engine import Engine
 from training.forcing import guidance_rows, prompt_weights, teacher_forced_hidden
 from training.inter_dro import InterDRO, heads_loss
-from training.mixture import Blend, Mixture
+from training.mixture import Blend, Mixture, check_form
 from training.presets import preset
 from training.runs import Learner, drive
 from training.scenes import scene_split
@@ -87,6 +87,12 @@ class DeviceRun:
     def __post_init__(self) -> None:
         if self.stop_gate not in CALIBRATED:
             raise InvalidRequest(f"no AUROC of gate {self.stop_gate!r}", f"allowed: {', '.join(CALIBRATED)}")
+        check_form(self.teacher, self.blend)
+
+    @property
+    def blend(self) -> Blend:
+        """What a batch is made of."""
+        return Blend(self.batch, self.drawn_share, self.real, self.seed)
 
     @property
     def warp(self) -> Warp:
@@ -193,8 +199,7 @@ class DeviceTrainer:
         drawn = source.images(scenes, run.drawn, TRAIN_SEED, self.engine)
         kept = run.guidance, run.teacher, run.teacher_ids, images
         teacher = Teacher(cloud, self.model.config.cloud_digest, *kept)
-        blend = Blend(run.batch, run.drawn_share, run.real, run.seed)
-        self.mixture = Mixture(blend, drawn, scenes, load_vq(run.tokenizer).to(device), teacher)
+        self.mixture = Mixture(run.blend, drawn, scenes, load_vq(run.tokenizer).to(device), teacher)
         self.mixture.start(self.learner.step, self.engine)
 
     def save(self) -> None:

@@ -19,7 +19,7 @@ from training.drawn import Sequences, scene_pool
 from training.engine import Engine
 from training.loading import encode, scene_batches
 from training.scenes import Scenes
-from training.teacher import Teacher
+from training.teacher import FORMS, Teacher
 
 
 class Batch(NamedTuple):
@@ -58,15 +58,23 @@ class Blend:
         return 0 if self.real else self.batch - self.drawn
 
 
+def check_form(form: str, blend: Blend) -> None:
+    """Raise InvalidRequest for an unknown form of teacher, and for one kept in shards where there are fresh
+    scenes: it cannot have judged them."""
+    if form not in FORMS:
+        raise InvalidRequest(f"unknown form of teacher {form!r}", f"allowed: {', '.join(FORMS)}")
+    if form != "fly" and blend.fresh:
+        what = f"a teacher kept as {form} has not judged fresh scenes"
+        raise InvalidRequest(what, "a pool of real scenes or a drawn share of 1 is needed", "give --real")
+
+
 class Mixture:
-    """Batches of a blend, step by step. A kept teacher needs a pool: it cannot have judged fresh scenes."""
+    """Batches of a blend, step by step."""
 
     def __init__(
         self, blend: Blend, drawn: Sequences, scenes: Scenes, tokenizer: VQModel, teacher: Teacher
     ) -> None:
-        if teacher.form != "fly" and blend.fresh:
-            what = f"a teacher kept as {teacher.form} has not judged fresh scenes"
-            raise InvalidRequest(what, "a pool of real scenes or a drawn share of 1 is needed", "give --real")
+        check_form(teacher.form, blend)
         self.blend, self.drawn, self.scenes = blend, drawn, scenes
         self.tokenizer, self.teacher = tokenizer, teacher
 

@@ -14,7 +14,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from shared.decoding.warp import guide
-from shared.errors import InvalidRequest
 from shared.models.families.emoji import EmojiModel
 from training.drawn import Sequences, file_name, save_whole
 from training.engine import Engine
@@ -55,10 +54,8 @@ def dense(kept: dict[str, Tensor], vocab: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen cloud and how its distributions are had: `form` fly, fp16 or sparse (`ids` per place).
-
-    Raises InvalidRequest for another form.
-    """
+    """A frozen cloud and how its distributions are had: `form` is one of FORMS, `ids` those a sparse one
+    keeps of every place."""
 
     cloud: EmojiModel
     cloud_digest: str
@@ -66,10 +63,6 @@ class Teacher:
     form: str
     ids: int
     folder: Path
-
-    def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise InvalidRequest(f"unknown form of teacher {self.form!r}", f"allowed: {', '.join(FORMS)}")
 
     def judge(self, captions: Sequence[str], tokens_BT: Tensor, engine: Engine) -> Tensor:
         """Distributions [B, T, V], computed now."""
