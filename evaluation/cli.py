@@ -102,7 +102,8 @@ class Features(BaseModel):
 
     model: str = Field("emoji", description="model name or folder")
     models: Path = Field(Path("~/.cache/ciar/models"), description="folder of fetched weights")
-    images: int = Field(32, description="images that the cloud draws", gt=0)
+    prompts: Path | None = Field(None, description="file with one prompt a line instead of the fixed ones")
+    images: int = Field(32, description="images that the cloud draws of the prompts", gt=0)
     share: float = Field(0.5, description="share of an image's tokens that the device keeps", gt=0, le=1)
     gate: str = Field("entropy", description="gate whose least scores are kept")
     threads: int = Field(1, description="torch threads", gt=0)
@@ -113,7 +114,7 @@ class Features(BaseModel):
         torch.set_num_threads(self.threads)
         models = self.models.expanduser()
         cloud, package = load_cloud(self.model, models), load_device_package(self.model, models)
-        asked = Asked(PROMPTS, self.images, self.share, self.gate)
+        asked = Asked(_prompts(self.prompts), self.images, self.share, self.gate)
         about = {"model": cloud.name, "images": self.images, "share": self.share, "gate": self.gate}
         trained = bool(cloud.bridge_DF.any())
         text = json.dumps({**about, "bridge": trained, **features_effect(cloud, package, asked)._asdict()})
