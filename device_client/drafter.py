@@ -17,7 +17,7 @@ from torch import Tensor
 from shared.decoding import gates
 from shared.decoding.acceptance import rule, sample_sparse, sparsify
 from shared.decoding.noise import check_seed, gumbel
-from shared.decoding.warp import Warp, guide, warp_logits
+from shared.decoding.warp import Warp, warp_logits
 from shared.models.inter_head import quantise_features
 from shared.models.kv_cache import KVCache, cache_window
 from shared.models.zoo import DevicePackage
@@ -119,7 +119,7 @@ class Drafter:
             torch.cat(rows)
             for rows in zip(*((step.hidden_1D, step.centre_1V, step.log_q_1V) for step in steps), strict=True)
         )
-        radius_TV = self._model.inter_head(hidden_TD)
+        radius_TV = self._model.radius(hidden_TD)
         codes, scale = quantise_features(self._model.feature(hidden_TD, centre_TV, radius_TV, log_q_TV))
         return codes.numpy(), scale.numpy()
 
@@ -141,16 +141,15 @@ class Drafter:
         return hidden_RTD[:, -1]
 
     def _centre(self, hidden_RD: Tensor) -> Tensor:
-        """Guided logits, fp32 [1, V]."""
-        logits_RV = self._model.base.gpt.logits(hidden_RD)
-        return logits_RV if self._rows == 1 else guide(logits_RV[:1], logits_RV[1:], self._warp.guidance)
+        """Guided logits of all heads, combined: fp32 [1, V]."""
+        return self._model.centre(hidden_RD[:, None], self._warp.guidance)
 
     def _evidence(
         self, position: int, hidden_1D: Tensor, centre_1V: Tensor, log_q_1V: Tensor
     ) -> gates.Evidence:
         """What the gates may read; the radii only where one of them does."""
         place_1, noise_1V = (rows[position : position + 1] for rows in (self._places_T, self._noise_TV))
-        radius_1V = self._model.inter_head(hidden_1D) if self._reads_radii else torch.zeros_like(centre_1V)
+        radius_1V = self._model.radius(hidden_1D) if self._reads_radii else torch.zeros_like(centre_1V)
         return gates.Evidence(self._seed, place_1, log_q_1V, noise_1V, centre_1V, radius_1V, self._learned)
 
     def _draw(self, log_q_1V: Tensor, noise_1V: Tensor) -> tuple[int, SparseQ | None]:

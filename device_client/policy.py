@@ -180,11 +180,9 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
         relaxation=relaxation,
         **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]
     )
-    if guesses is None and not _calibrated(calibration, usual):
-        policy = replace(policy, guesses=False)  # a default; what a guess is worth, only a calibration says
     if span is not None or guesses is not None:
         policy = _with_span(policy, ADAPTIVE if span is None else span)
-    if guesses is None and policy.adaptive_floor is None and not _is_calibrated(calibration):
+    if guesses is None and policy.adaptive_floor is None and not _calibrated(calibration, usual):
         policy = replace(policy, guesses=False)  # they are weighed against a calibrated doubt
     if policy.adaptive_floor is not None or policy.guesses:
         _table(calibration, usual)

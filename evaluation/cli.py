@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfi
 
 from evaluation.verbs.auroc import Auroc
 from evaluation.verbs.bench import Bench
+from evaluation.verbs.features import Features
 from evaluation.verbs.link import Link, LinkCheck
 from evaluation.verbs.machine import EngineSpeed, Memory
 from evaluation.verbs.quality import Quality
@@ -42,6 +43,7 @@ class EvalApp(BaseSettings):
     link_check: CliSubCommand[LinkCheck]
     engine: CliSubCommand[EngineSpeed]
     memory: CliSubCommand[Memory]
+    features: CliSubCommand[Features]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

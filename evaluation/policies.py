@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from device_client.policy import Policy, policy_for
@@ -20,15 +20,17 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a name and the overrides of a decode mode."""
+    """One row: a name, the overrides of a decode mode, and whether a mode's features may travel."""
 
     name: str
     mode: str
     overrides: Mapping[str, object] = field(default_factory=dict)
+    features: bool = True
 
     def policy(self, calibration: Calibration) -> Policy:
         """The decode policy of this row for one pair."""
-        return policy_for(self.mode, calibration, **self.overrides)  # type: ignore[arg-type]
+        policy = policy_for(self.mode, calibration, **self.overrides)  # type: ignore[arg-type]
+        return replace(policy, features=policy.features and self.features)
 
 
 BASE = Row("cloud-only", "cloud-only")
@@ -50,4 +52,5 @@ EXACT = (
 )
 GATED = ("agreement", "certificate", "interval", "discrete", "margin", "entropy", "softmax", "random")
 CIAR = Row("ciar, default", "ciar")
+DEAF = Row("ciar, no features", "ciar", features=False)
 DEVICE = Row("never, prefix 0.06", "ciar", MappingProxyType({"gate": "never"}))

@@ -143,3 +143,5 @@ class DeviceConfig:
     feature_width: int = 32  # d_f
     radius_max: float = 8.0
     distilled_guidance: float | None = None  # None: two guidance rows per step
+    heads: int = 1  # Inter-Heads
+    combine: str = "ensemble"  # how several become one interval: shared.decoding.heads

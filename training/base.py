@@ -23,14 +23,16 @@ from shared.errors import InvalidRequest
 from shared.models.checkpoint import load_vq, save_model
 from shared.models.families.emoji import EmojiModel
 from shared.models.family import ImageModel
-from shared.models.kv_cache import KVCache, cache_window, plain_window
+from shared.models.kv_cache import KVCache, cache_window
 from shared.models.text import split_words
 from shared.models.vq import VQModel, to_pixels
 from training.data import keyed_generator
+from training.engine import Engine
+from training.forcing import caption_rows, prompt_weights, teacher_forced_hidden
+from training.loading import SceneBatch, encode, scene_batches
 from training.presets import preset
 from training.runs import Learner, RunFolder, drive
 from training.scenes import Scene, Scenes, held_back_combinations, scene_split
-from training.tokenizer import encode_scenes
 
 SAMPLE_PROMPTS = (
     "a cat", "a dog face", "a red apple", "a house", "a rocket", "a penguin",
@@ -59,38 +61,6 @@ class BaseRun:
     seed: int = 0
     checkpoint_every: int = 250
     sample_warp: Warp = field(default_factory=lambda: Warp(guidance=1.5, temperature=0.9, top_p=0.95))
-
-
-def caption_rows(model: EmojiModel, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Prefix rows [B, n, D] aligned to the right, and the first valid position of each row [B].
-
-    An empty caption becomes the unguided prefix, as long as its neighbour's caption: guidance compares equal
-    lengths.
-    """
-    ids = [model.vocabulary.known(text) for text in captions]
-    lengths = [len(row) or max(len(ids[index - 1]), 1) for index, row in enumerate(ids)]
-    longest = max(lengths)
-    rows = []
-    for row, length in zip(ids, lengths, strict=True):
-        nothing = model.gpt.no_caption(length)
-        features = model.text(torch.tensor(row)) if row else nothing
-        rows.append(F.pad(features, (0, 0, longest - length, 0)))
-    starts = model.config.prefix_len - torch.tensor(lengths)
-    return model.gpt.embed_caption(torch.stack(rows)), starts
-
-
-def teacher_forced_hidden(
-    model: ImageModel, prefix_BND: Tensor, starts_B: Tensor, inputs_BT: Tensor
-) -> Tensor:
-    """Hidden states [B, T, D] that judge image tokens 0 .. T-1, given them as inputs (the last one
-    unused)."""
-    length, count = prefix_BND.shape[1], inputs_BT.shape[1] - 1
-    first = model.config.prefix_len - length
-    positions = torch.arange(first, model.config.prefix_len + count).expand(len(inputs_BT), -1)
-    places = torch.arange(count).expand(len(inputs_BT), -1)
-    x = torch.cat([prefix_BND, model.gpt.embed_tokens(inputs_BT[:, :-1], places).to(prefix_BND.dtype)], dim=1)
-    hidden_BTD: Tensor = model.gpt(x, plain_window(positions, starts_B))
-    return hidden_BTD[:, length - 1 :]
 
 
 def corrupt(tokens_BT: Tensor, near_KJ: Tensor, share: float, rng: np.random.Generator) -> Tensor:
@@ -146,6 +116,7 @@ def sample(model: ImageModel, prompts: Sequence[str], seeds: Sequence[int], warp
         [list(range(config.prefix_len - longest, config.prefix_len))] * len(starts),
     )
     noise = torch.stack([gumbel(seed, range(config.image_tokens), config.vocab_size) for seed in seeds])
+    noise = noise.to(x.device)
     drawn: list[Tensor] = []
     for place in range(config.image_tokens):
         hidden = model.gpt(x, cache_window(slots, positions, starts), cache)[:, -1]
@@ -168,24 +139,49 @@ def require_words(cloud: EmojiModel, scenes: Scenes, name: str) -> None:
         )
 
 
+class BaseLesson(nn.Module):
+    """The forward pass of one step."""
+
+    def __init__(self, model: EmojiModel, engine: Engine) -> None:
+        super().__init__()
+        self.model, self.engine = model, engine
+
+    def forward(self, captions: Sequence[str], inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Nats per token."""
+        with self.engine.here(), self.engine.autocast():
+            loss = nll(self.model, captions, inputs_BT, targets_BT)
+            return loss + prompt_weights(self.model) if self.engine.shards else loss
+
+
+def nll(model: EmojiModel, captions: Sequence[str], inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """Nats per token of `targets_BT`, given `inputs_BT`."""
+    hidden = teacher_forced_hidden(model, *caption_rows(model, captions), inputs_BT)
+    return F.cross_entropy(model.gpt.logits(hidden).flatten(0, 1), targets_BT.flatten())
+
+
 class BaseTrainer:
     """One run: step, resume, evaluate, export."""
 
-    def __init__(self, run: BaseRun) -> None:
-        self.run, self.folder = run, RunFolder(run.out)
+    def __init__(self, run: BaseRun, engine: Engine | None = None) -> None:
+        self.engine = engine or Engine()
+        self.run, self.folder = run, self.engine.folder(run.out)
         chosen = preset(run.preset)
         self.scenes, self.held_back = scene_split(run.data, chosen.concepts, chosen.scenes, run.seed)
         self.tokenizer = load_vq(run.tokenizer)
         self.near = nearest_codes(self.tokenizer)
+        self.tokenizer.to(self.engine.device)
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
         self.model = EmojiModel(chosen.model, self.scenes.vocabulary())
         initialise(self.model)
+        self.lesson = self.engine.wrap(BaseLesson(self.model, self.engine))
         self.learner = Learner(self.model, optimizers(self.model, run.rate, run.matrix_rate), run.average)
-        state = self.folder.begin(run, chosen)
-        if state is None and run.start_from:
-            state = RunFolder(run.start_from).state()
+        with self.engine.first_in_turn():
+            state = self.folder.begin(run, chosen)
+            if state is None and run.start_from:
+                state = RunFolder(run.start_from).state()
         if state:
             self.learner.restore(state)
+        self.batches = scene_batches(self.scenes, self.learner.step, run.batch, self.engine)
 
     def save(self) -> None:
         """Write everything a resumed run needs."""
@@ -194,52 +190,52 @@ class BaseTrainer:
     def train(self) -> None:
         """Run to the last step, then export."""
         drive(self, self.run.steps, self.run.batch, self.run.checkpoint_every)
-        save_model(self.run.out / "cloud", self.averaged_model())
+        model = self.averaged_model()
+        if self.engine.main:
+            save_model(self.run.out / "cloud", model)
 
     def advance(self) -> dict[str, float]:
         """One optimiser step on the next scenes; the loss is nats per token."""
         run, step = self.run, self.learner.step
-        batch = [self.scenes[step * run.batch + i] for i in range(run.batch)]
-        tokens = encode_scenes(self.tokenizer, batch).flatten(1)
-        inputs = corrupt(tokens, self.near, run.corruption, keyed_generator(run.seed + 4, step))
+        batch, device = next(self.batches), self.engine.device
+        tokens = encode(self.tokenizer, batch, device).cpu()
+        rng = keyed_generator(run.seed + 4, step * self.engine.world + self.engine.rank)
+        inputs = corrupt(tokens, self.near, run.corruption, rng)
         self.learner.set_rates(falling((run.matrix_rate, run.rate), step, run.steps, run.cooldown))
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = self._nll(self.model, [scene.caption for scene in batch], inputs, tokens)
-        return {"loss": round(loss.item(), 4), "gradient": round(self.learner.learn(loss), 3)}
-
-    @staticmethod
-    def _nll(model: EmojiModel, captions: Sequence[str], inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        hidden = teacher_forced_hidden(model, *caption_rows(model, captions), inputs_BT)
-        return F.cross_entropy(model.gpt.logits(hidden).flatten(0, 1), targets_BT.flatten())
+        loss: Tensor = self.lesson(batch.captions, inputs.to(device), tokens.to(device))
+        gradient = round(self.learner.learn(loss), 3)
+        return {"loss": round(self.engine.mean(loss.item()), 4), "gradient": gradient}
 
     def averaged_model(self) -> EmojiModel:
         """The model that ships: averaged weights."""
         model = self.model.with_layers(self.model.config.n_layer)
-        model.load_state_dict(self.learner.average.values)
+        model.load_state_dict(self.learner.averaged())
         return model.eval()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Nats per token on held-back (concept, style) pairs and (concept, colour) combinations, and a grid
         of samples with fixed seeds."""
-        model = self.averaged_model()
+        model = self.averaged_model().to(self.engine.device)
         batch = [self.held_back[i] for i in range(min(32, len(self.held_back.pictures)))]
         losses = {"held_back_loss": self._held_back_loss(model, batch)}
         if combinations := held_back_combinations(self.scenes, 32):
             losses["held_combination_loss"] = self._held_back_loss(model, combinations)
         prompts = [text for text in SAMPLE_PROMPTS if set(split_words(text)) <= set(model.vocabulary.words)]
-        drawn = sample(model, prompts, range(len(prompts)), self.run.sample_warp)
+        with self.engine.here():
+            drawn = sample(model, prompts, range(len(prompts)), self.run.sample_warp)
         grid = model.config.grid
         self.folder.grid(
             f"samples-{self.learner.step:06d}",
-            to_pixels(self.tokenizer.decode(drawn.reshape(-1, grid, grid))),
+            to_pixels(self.tokenizer.decode(drawn.reshape(-1, grid, grid))).cpu(),
             8,
         )
         return losses
 
     def _held_back_loss(self, model: EmojiModel, batch: list[Scene]) -> float:
-        tokens = encode_scenes(self.tokenizer, batch).flatten(1)
-        loss = self._nll(model, [scene.caption for scene in batch], tokens, tokens)
+        with self.engine.here():
+            tokens = encode(self.tokenizer, SceneBatch.of(batch), self.engine.device)
+            loss = nll(model, [scene.caption for scene in batch], tokens, tokens)
         return round(loss.item(), 4)
 
 

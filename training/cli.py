@@ -22,29 +22,19 @@ from shared.config import wrong_values
 from shared.errors import CiarError, ModelMismatch
 from shared.models.zoo import load_cloud, load_device_package
 from training.artwork import make_artwork
-from training.base import BaseRun, BaseTrainer
+from training.base import BaseRun
 from training.clones import CLONES
 from training.conversion import CONVERTED, Conversion
 from training.convert import convert
 from training.critic import CriticRun, CriticTrainer
 from training.cut import Cut, cut, read_prompts
-from training.device import DeviceRun, DeviceTrainer, InterDRO
 from training.gate import GateRun, fit_model, gate_prompts
 from training.presets import PRESETS
 from training.tokenizer import TokenizerRun, TokenizerTrainer
+from training.verbs import Ablate, Bridge, Device, PlacedRun, Run, train_at, train_base
 
 
-class _Run(BaseModel):
-    data: Path = Field(description="picture folder: captions.jsonl and <style>.tar or <style>/<concept>.webp")
-    out: Path = Field(description="run folder; an existing run with the same settings is resumed")
-    steps: int = Field(description="optimiser steps", gt=0)
-    batch: int = Field(16, description="scenes per step", gt=0)
-    seed: int = Field(0, description="initial weights and order of scenes", ge=0)
-    threads: int = Field(2, description="torch threads", gt=0)
-    checkpoint_every: int = Field(250, description="steps between checkpoints and evaluations", gt=0)
-
-
-class Tokenizer(_Run):
+class Tokenizer(Run):
     """Train the VQ tokenizer."""
 
     preset: str = Field("everyday", description=f"one of {sorted(PRESETS)}")
@@ -58,7 +48,7 @@ class Tokenizer(_Run):
         TokenizerTrainer(TokenizerRun(**settings)).train()
 
 
-class Base(_Run):
+class Base(PlacedRun):
     """Train the cloud model on scenes encoded by a tokenizer."""
 
     tokenizer: Path = Field(description="exported tokenizer, RUN/vq")
@@ -69,29 +59,7 @@ class Base(_Run):
 
     def run(self) -> None:
         """Train, then export `OUT/cloud`."""
-        BaseTrainer(BaseRun(**self.model_dump(exclude={"threads"}))).train()
-
-
-class Device(_Run):
-    """Distil the device model with its Inter-Head from a cloud model, then calibrate its gates."""
-
-    tokenizer: Path = Field(description="exported tokenizer, RUN/vq")
-    cloud: Path = Field(description="exported cloud model, RUN/cloud")
-    preset: str = Field("everyday", description=f"one of {sorted(PRESETS)}")
-    steps: int = Field(600, description="optimiser steps", gt=0)
-    layers: int = Field(1, description="layers of the device model", gt=0)
-    bounds: str = Field("logit", description="how the bounds enter the loss: logit or prob")
-    drawn: int = Field(256, description="images the cloud draws for training", gt=0)
-    guidance: float = Field(
-        1.5, description="guidance distilled into the device, and the default of the pair"
-    )
-    temperature: float = Field(0.9, description="default temperature of the pair")
-    top_p: float = Field(0.95, description="default top-p of the pair")
-
-    def run(self) -> None:
-        """Distil, then export `OUT/device`."""
-        settings = self.model_dump(exclude={"threads", "bounds"})
-        DeviceTrainer(DeviceRun(**settings, loss=InterDRO(bounds=self.bounds))).train()
+        train_at(self.place(), self.threads, train_base, BaseRun(**self.settings()))
 
 
 class Gate(BaseModel):
@@ -117,7 +85,7 @@ class Gate(BaseModel):
         print(f"{self.model}: gates fitted on {len(prompts)} images; AUROC {ranks}")
 
 
-class Critic(_Run):
+class Critic(Run):
     """Train the image-text encoder that judges pictures."""
 
     preset: str = Field("everyday", description=f"one of {sorted(PRESETS)}")
@@ -209,8 +177,8 @@ class Cutting(BaseModel):
 
 
 class TrainApp(BaseSettings):
-    """Train the models of CIAR (artwork, tokenizer, base, device, gate, critic, bundle), or convert published
-    ones.
+    """Train the models of CIAR (artwork, tokenizer, base, device, gate, bridge, ablate, critic, bundle), or
+    convert published ones.
 
     Example: ciar-train tokenizer --data artwork --out runs/tokenizer
     """
@@ -222,6 +190,8 @@ class TrainApp(BaseSettings):
     tokenizer: CliSubCommand[Tokenizer]
     base: CliSubCommand[Base]
     device: CliSubCommand[Device]
+    bridge: CliSubCommand[Bridge]
+    ablate: CliSubCommand[Ablate]
     critic: CliSubCommand[Critic]
     gate: CliSubCommand[Gate]
     bundle: CliSubCommand[Bundle]
@@ -237,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
-    assert isinstance(verb, Artwork | Tokenizer | Base | Device | Gate | Critic | Bundle | Convert | Cutting)
+    trained = Tokenizer | Base | Device | Gate | Bridge | Critic
+    assert isinstance(verb, trained | Artwork | Bundle | Convert | Cutting)
     if not isinstance(verb, Artwork):
         torch.set_num_threads(verb.threads)
     try:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shared.config import DeviceConfig
 from shared.decoding.calibration import Calibration
-from shared.decoding.warp import Warp, guide
+from shared.decoding.warp import Warp
 from shared.errors import InvalidRequest
 from shared.models.checkpoint import WEIGHTS, digest, load_model, read_config, save_device
 from shared.models.families import build
@@ -29,6 +29,7 @@ from training.base import sample
 from training.calibrate import Scores, fit, score_image
 
 SPAN, PREFIX_RATE = 5, 0.06
+HEAD_SPREAD = 0.3  # of a further head's random weights to those it starts from
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ def first_layers(cloud: Path, layers: int) -> ImageModel:
     config = read_config(cloud, "cloud")
     with torch.device("meta"):
         whole = build(config, cloud.parent)
-    if not 0 < layers <= whole.config.n_layer:
-        raise InvalidRequest(f"the cloud has no {layers} layers", f"allowed: 1 to {whole.config.n_layer}")
+    _check_layers(whole, layers)
     base = whole.with_layers(layers)
     with safe_open(cloud / WEIGHTS, "pt") as file, torch.no_grad():
         for name, value in base.state_dict().items():
@@ -69,16 +69,34 @@ def first_layers(cloud: Path, layers: int) -> ImageModel:
     return base.eval()
 
 
+def _check_layers(cloud: ImageModel, layers: int) -> None:
+    if not 0 < layers <= cloud.config.n_layer:
+        raise InvalidRequest(f"the cloud has no {layers} layers", f"allowed: 1 to {cloud.config.n_layer}")
+
+
 def with_radii(base: ImageModel, config: DeviceConfig) -> DeviceModel:
-    """A device model around `base`; radii start small."""
+    """A device model around `base`; radii start small, and further centres near the first one."""
     device = DeviceModel(base, config)
-    nn.init.normal_(device.inter_head.radius.weight, std=0.01)
-    nn.init.constant_(device.inter_head.radius.bias, -2.0)
+    for head in (device.inter_head, *device.whole_heads):
+        nn.init.normal_(head.radius.weight, std=0.01)
+        nn.init.constant_(head.radius.bias, -2.0)
+    output = base.gpt.output
+    for whole in device.whole_heads:
+        if not isinstance(output, nn.Linear):
+            what = f"a model of family {base.family!r} takes one Inter-Head"
+            why = "its head is no single matrix to begin others at"
+            raise InvalidRequest(what, why, "leave --heads at 1")
+        nn.init.normal_(whole.centre.weight, std=HEAD_SPREAD * output.weight.std().item())
+        whole.centre.weight.data.add_(output.weight.detach())
     return device.eval()
 
 
 def cut_device(cloud: ImageModel, layers: int, config: DeviceConfig) -> DeviceModel:
-    """A device initialised from a loaded cloud's text, embeddings, first layers, norm and head."""
+    """A device initialised from a loaded cloud's text, embeddings, first layers, norm and head.
+
+    Raises InvalidRequest for a number of layers the cloud does not have.
+    """
+    _check_layers(cloud, layers)
     base, state = cloud.with_layers(layers), cloud.state_dict()
     base.load_state_dict({name: state[name] for name in base.state_dict()})
     return with_radii(base, config)
@@ -102,9 +120,8 @@ def _score(
 ) -> tuple[Scores, NDArray[np.bool_]]:
     tokens_T = sample(cloud, [prompt], [seed], warp)[0]
     hidden_2TD = forced_rows(device.base, prompt, tokens_T)
-    cond_TV, uncond_TV = device.base.gpt.logits(hidden_2TD)
-    centre_TV = guide(cond_TV, uncond_TV, warp.guidance)
-    return score_image(seed, centre_TV, device.inter_head(hidden_2TD[0]), tokens_T, warp)
+    centre_TV = device.centre(hidden_2TD, warp.guidance)
+    return score_image(seed, centre_TV, device.radius(hidden_2TD[0]), tokens_T, warp)
 
 
 def forced_rows(model: ImageModel, prompt: str, tokens_T: Tensor) -> Tensor:

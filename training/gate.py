@@ -33,12 +33,12 @@ from shared.models.zoo import BRIDGE, CALIBRATION, read_calibration, write_calib
 from training.agreement import Example, fit_learned
 from training.calibrate import SCORED, Scores, look, stacked
 from training.cut import read_prompts
-from training.images import Images, cloud_log_p, device_interval, draw_images
+from training.drawn import HELD_SEED, Sequences
+from training.images import cloud_log_p, device_interval, draw_images
 from training.presets import preset
 from training.rehearsal import Ask, Pair, Play, rehearse
 from training.scenes import scene_split
 
-HELD_SEED = 9_000_000  # seeds of images that nothing but gates is fitted on count up from here
 TRIED = (0.1, 0.15, 0.2, 0.26, 0.32, 0.4)  # teacher-forced budgets whose thresholds are rehearsed
 PROMISES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3)
 PROMISED = ("agreement", "certificate")
@@ -76,7 +76,7 @@ class Fitted:
     ranks: Mapping[str, float]
 
 
-def fit_gates(pair: Pair, drawn: Images, fitting: Fitting) -> Fitted:
+def fit_gates(pair: Pair, drawn: Sequences, fitting: Fitting) -> Fitted:
     """Fit network, factors, tables and promises of a pair on images its cloud drew.
 
     Raises InvalidRequest for fewer than two images.
@@ -162,7 +162,7 @@ def _bridge(folder: Path) -> Tensor | None:
     return load_file(file)["weight"].float() if file.is_file() else None
 
 
-def _examples(pair: Pair, drawn: Images, warp: Warp, learned: Learned | None) -> list[Example]:
+def _examples(pair: Pair, drawn: Sequences, warp: Warp, learned: Learned | None) -> list[Example]:
     images = zip(drawn.captions, drawn.seeds, drawn.tokens_NT, strict=True)
     return [
         look(seed, device_interval(pair.device, prompt, tokens_T, warp), tokens_T, warp, learned)
@@ -170,7 +170,7 @@ def _examples(pair: Pair, drawn: Images, warp: Warp, learned: Learned | None) ->
     ]
 
 
-def _learn(pair: Pair, drawn: Images, fitting: Fitting) -> Learned:
+def _learn(pair: Pair, drawn: Sequences, fitting: Fitting) -> Learned:
     warp = fitting.play.warp
     examples = _examples(pair, drawn, warp, None)
     few = list(zip(drawn.captions, drawn.tokens_NT, strict=True))[: fitting.factors]
@@ -184,7 +184,7 @@ def _teacher_forced(scores: Scores, agree_NT: np.ndarray, play: Play) -> dict[st
 
 
 def _rehearsed(
-    pair: Pair, drawn: Images, name: str, tables: Mapping[str, GateTable], fitting: Fitting
+    pair: Pair, drawn: Sequences, name: str, tables: Mapping[str, GateTable], fitting: Fitting
 ) -> GateTable:
     """The table with call rates, and promises where the gate makes them, from rehearsals."""
     table, promising = tables[name], name in PROMISED
@@ -202,7 +202,7 @@ def _rehearsed(
     return replace(table, promises=promises, bounds=bounds)
 
 
-def _asks(drawn: Images, images: int, taus: Sequence[float]) -> Iterable[Ask]:
+def _asks(drawn: Sequences, images: int, taus: Sequence[float]) -> Iterable[Ask]:
     for tau in taus:
         for prompt, seed in zip(drawn.captions[:images], drawn.seeds, strict=False):
             yield Ask(prompt, seed, tau)

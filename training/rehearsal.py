@@ -173,8 +173,8 @@ class _Rehearsal:
         warp, device, noise_NV = self._play.warp, self._pair.device, self._noise_NTV[:, place]
         cloud_NV = _guided(self._pair.cloud.gpt.logits(self._cloud.hidden()), warp)
         hidden_NRD = self._device.hidden()
-        hidden_ND, centre_NV = hidden_NRD[:, 0], _guided(device.base.gpt.logits(hidden_NRD), warp)
-        log_q_NV, radius_NV = warp_logits(centre_NV, warp.unfiltered), device.inter_head(hidden_ND)
+        hidden_ND, centre_NV = hidden_NRD[:, 0], device.centre(hidden_NRD.transpose(0, 1), warp.guidance)
+        log_q_NV, radius_NV = warp_logits(centre_NV, warp.unfiltered), device.radius(hidden_ND)
         places_N = torch.full((len(noise_NV),), place)
         known = gates.Evidence(0, places_N, log_q_NV, noise_NV, centre_NV, radius_NV, self._pair.learned)
         score_N, doubt_N = (self._scores(name, known) for name in self._gates)

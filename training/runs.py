@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from shared.errors import InvalidRequest
+from training.sharded import all_like, restore_optimizer, whole
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class RunFolder:
         file = self.path / "state.pt"
         if not file.exists():
             raise InvalidRequest(f"{self.path} holds no checkpoint", "expected state.pt", "train it first")
-        loaded: dict[str, Any] = torch.load(file, weights_only=True)
+        loaded: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
         return loaded
 
     def save(self, state: Mapping[str, Any]) -> None:
@@ -69,6 +70,23 @@ class RunFolder:
     def grid(self, name: str, images_BHW3: Tensor, columns: int) -> None:
         """Write uint8 images as one PNG grid."""
         save_grid(self.path / f"{name}.png", images_BHW3, columns)
+
+
+class SilentFolder(RunFolder):
+    """The same folder seen by every process but the first: it reads, and writes nothing."""
+
+    def begin(self, config: Any, settings: Any) -> dict[str, Any] | None:  # noqa: ANN401
+        """The saved state, None for a fresh run."""
+        return self.state() if (self.path / "state.pt").exists() else None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def grid(self, name: str, images_BHW3: Tensor, columns: int) -> None:
+        """Nothing."""
 
 
 def save_grid(path: Path, images_BHW3: Tensor, columns: int) -> None:
@@ -140,12 +158,26 @@ class Learner:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm: Tensor = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
         self.average.update(self.model, self.step)
         return norm.item()
+
+    def norms(self, norm: float, parts: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
+        """The gradient norm of the last step, and those of parts of the model, before clipping; a part is
+        named by how its parameters' names begin. A collective where parameters are sharded."""
+        found = {"gradient": norm}
+        for part, prefixes in parts.items():
+            gradients = [
+                value.grad
+                for name, value in self.model.named_parameters()
+                if name.startswith(prefixes) and value.grad is not None
+            ]
+            clipped: Tensor = whole(torch.nn.utils.get_total_norm(gradients))
+            found[f"gradient_{part}"] = clipped.item() * max(norm, 1.0)
+        return found
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """The learning rate of each optimiser for the next step."""
@@ -155,16 +187,25 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs; holds only what `torch.load(weights_only=True)` reads."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "average": self.average.values,
-            "step": self.step,
-        }
+        state: dict[str, Any] = whole(
+            {
+                "model": self.model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "average": self.average.values,
+                "step": self.step,
+            }
+        )
+        return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Become what `state` was taken of."""
-        self.model.load_state_dict(state["model"])
+        patterns = self.model.state_dict()
+        self.model.load_state_dict(all_like(patterns, state["model"]))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.average.values, self.step = state["average"], state["step"]
+            restore_optimizer(optimizer, saved)
+        self.average.values, self.step = all_like(patterns, state["average"]), state["step"]
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged weights, gathered from every process, on the CPU."""
+        weights: dict[str, Tensor] = whole(self.average.values)
+        return {name: value.cpu() for name, value in weights.items()}

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.progress import track
 
-from evaluation.policies import BASE, CIAR, DEVICE, EXACT, GATED, PROMPTS
+from evaluation.policies import BASE, CIAR, DEAF, DEVICE, EXACT, GATED, PROMPTS
 from evaluation.records import Record
 from evaluation.run import Schedule, cloud_server, matched, run_rows
 from evaluation.tables import markdown, table
@@ -43,7 +43,7 @@ class Bench(BaseModel):
                 matched(package, target, prompts, gate, self.budget)
                 for gate in track(calibrated, "matching", console=console)
             ]
-            rows = (BASE, *EXACT, CIAR, *tuned, DEVICE)
+            rows = (BASE, *EXACT, CIAR, DEAF, *tuned, DEVICE)
             images = run_rows(package, target, Schedule(rows, prompts, self.warm_ups))
             records = list(track(images, "measuring", total=len(rows) * self.prompts, console=console))
         text = markdown(table(records))

@@ -71,18 +71,35 @@ def inter_fuse(centre_TV: Tensor, radius_TV: Tensor, fuse: str = "midpoint") -> 
     """
     if fuse not in FUSES:
         raise InvalidRequest(f"unknown fuse {fuse!r}", f"allowed: {', '.join(FUSES)}")
-    # Probabilities do not see a common shift, but fp32 does: small logits have small rounding errors.
-    centre_TV = centre_TV.float() - centre_TV.float().amax(-1, keepdim=True)
-    low_TV, high_TV = centre_TV - radius_TV, centre_TV + radius_TV
-    if fuse == "midpoint":
-        others_TV = _logsumexp_others(centre_TV)
-        lower_TV, upper_TV = torch.sigmoid(low_TV - others_TV), torch.sigmoid(high_TV - others_TV)
-    else:
-        lower_TV = torch.sigmoid(low_TV - _logsumexp_others(high_TV))
-        upper_TV = torch.sigmoid(high_TV - _logsumexp_others(low_TV))
+    raw = midpoint_bounds(centre_TV, radius_TV) if fuse == "midpoint" else _tight_bounds(centre_TV, radius_TV)
+    lower_TV, upper_TV = raw.lower_TV, raw.upper_TV
     shrink_T1 = (_MOST_LOWER / lower_TV.sum(-1, keepdim=True)).clamp(max=1.0)
     grow_T1 = (_LEAST_UPPER / upper_TV.sum(-1, keepdim=True)).clamp(min=1.0)
     return Interval(lower_TV * shrink_T1, (upper_TV * grow_T1).clamp(max=1.0))
+
+
+def midpoint_bounds(centre_TV: Tensor, radius_TV: Tensor) -> Interval:
+    """The `midpoint` bounds before their sums are corrected: sigmoid of an id's own log odds -+ r."""
+    odds_TV = log_odds(centre_TV)
+    return Interval(torch.sigmoid(odds_TV - radius_TV), torch.sigmoid(odds_TV + radius_TV))
+
+
+def _tight_bounds(centre_TV: Tensor, radius_TV: Tensor) -> Interval:
+    centre_TV = _shifted(centre_TV)
+    low_TV, high_TV = centre_TV - radius_TV, centre_TV + radius_TV
+    lower_TV = torch.sigmoid(low_TV - _logsumexp_others(high_TV))
+    return Interval(lower_TV, torch.sigmoid(high_TV - _logsumexp_others(low_TV)))
+
+
+def _shifted(centre_TV: Tensor) -> Tensor:
+    """Probabilities do not see a common shift, but fp32 does: small logits have small rounding errors."""
+    return centre_TV.float() - centre_TV.float().amax(-1, keepdim=True)
+
+
+def log_odds(centre_TV: Tensor) -> Tensor:
+    """log p / (1 - p) of every id, fp32 [T, V], exact for the likeliest id as well."""
+    centre_TV = _shifted(centre_TV)
+    return centre_TV - _logsumexp_others(centre_TV)
 
 
 def uncertainty(interval: Interval) -> Uncertainty:

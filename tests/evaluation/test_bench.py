@@ -10,7 +10,7 @@ import pytest
 
 from device_client.progress import Counters
 from evaluation.cli import main
-from evaluation.policies import BASE, CIAR, DEVICE, EXACT, GATED
+from evaluation.policies import BASE, CIAR, DEAF, DEVICE, EXACT, GATED
 from evaluation.run import Record, Schedule
 from evaluation.tables import HEADER, markdown, table
 from tests.tiny import build_tiny_model
@@ -24,7 +24,7 @@ def test_bench_fills_every_row_and_exact_rows_are_identical(
     assert main(["bench", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split("|")[1].strip(): line.split("|") for line in lines[2:]}
-    names = [row.name for row in (BASE, *EXACT, CIAR, DEVICE)] + [f"ciar, {gate}" for gate in GATED]
+    names = [row.name for row in (BASE, *EXACT, CIAR, DEAF, DEVICE)] + [f"ciar, {gate}" for gate in GATED]
     assert sorted(rows) == sorted(names)
     for row in (BASE, *EXACT):
         assert rows[row.name][2].strip() == "2/2", row

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
+from torch import nn
+
+from shared.models.checkpoint import save_model, save_vq
+from shared.models.families.emoji import EmojiModel
+from shared.models.vq import VQModel
+from training.device import DeviceRun, DeviceTrainer
+from training.presets import preset
+from training.scenes import scene_split
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +36,40 @@ def artwork(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append({"key": f"{style}/{concept}", "split": split, "name": name, "style": style})
     (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cloud_home(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`vq/` and `cloud/` of the preset `tiny` with random weights, peaky enough that tokens depend on what
+    stands before them; nothing is trained."""
+    home = tmp_path_factory.mktemp("cloud-home")
+    chosen = preset("tiny")
+    scenes, _ = scene_split(artwork, chosen.concepts, chosen.scenes, 0)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        cloud = EmojiModel(chosen.model, scenes.vocabulary())
+        for name, value in cloud.named_parameters():
+            if value.ndim >= 2:
+                table = any(part in name for part in ("embeddings", "uncond", "text."))
+                nn.init.normal_(value, std=1.0 if table else value.shape[1] ** -0.5)
+        nn.init.normal_(cloud.gpt.output.weight, std=1.8 * chosen.model.dim**-0.5)
+        save_model(home / "cloud", cloud)
+        save_vq(home / "vq", VQModel(chosen.vq).eval())
+    return home
+
+
+def device_run(artwork: Path, cloud_home: Path, out: Path, **changes: Any) -> DeviceRun:
+    """Four steps of distillation from `cloud_home`, its images shared by all tests."""
+    run = DeviceRun(
+        artwork, cloud_home / "vq", cloud_home / "cloud", out, preset="tiny", steps=4, batch=4, drawn=16,
+        images=cloud_home / "images", calibration_images=4, checkpoint_every=2,
+    )  # fmt: skip
+    return replace(run, **changes)
+
+
+@pytest.fixture(scope="session")
+def device_folder(artwork: Path, cloud_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported device of `cloud_home`."""
+    out = tmp_path_factory.mktemp("device")
+    DeviceTrainer(device_run(artwork, cloud_home, out, steps=6, checkpoint_every=6)).train()
+    return out / "device"

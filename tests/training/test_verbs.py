@@ -17,7 +17,8 @@ from shared.models.zoo import load_cloud, load_device_package
 from training.base import BaseRun, BaseTrainer, falling, require_words
 from training.cli import main
 from training.data import load_pictures
-from training.device import DeviceRun, DeviceTrainer, InterDRO, inter_dro
+from training.device import DeviceRun, DeviceTrainer
+from training.inter_dro import InterDRO, inter_dro
 from training.presets import preset
 from training.scenes import Scenes
 from training.tokenizer import TokenizerRun, TokenizerTrainer, flat_cells, spherical_kmeans
