@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
+import logging
+import os
 import signal
 import sys
 from contextlib import aclosing
@@ -23,9 +25,11 @@ from rich.console import Console
 
 from device_client import gateway, render, report
 from device_client.draw import Upstream, record, steps
+from device_client.identity import read_identity
 from device_client.loop import Progress
 from device_client.wish import Plan, Wish, complaint, make_plan, release
 from shared.errors import CiarError
+from shared.logs import LogFormat, log_to_stderr
 from shared.models.zoo import DevicePackage, load_device_package
 
 PROGRAM = "device-client"
@@ -67,12 +71,18 @@ class Options(BaseSettings):
         cli_hide_none_type=True,
         cli_avoid_json=True,
     )
-    server: str | None = Field(None, description="the cloud server, host:port")
+    server: str | None = Field(None, description="the cloud server, host:port; or several: any will do")
     model: str = Field("emoji", description="name of a model, or its folder")
     models: Path = Field(Path("~/.cache/ciar/models"), description="folder of fetched models")
     deadline_s: float = Field(60.0, gt=0, allow_inf_nan=False, description="seconds to wait for one answer")
     retry_s: float = Field(30.0, ge=0, allow_inf_nan=False, description="seconds to look for a lost server")
     threads: int = Field(1, ge=1, description="threads of the model: 1, 2, ...")
+    tls: bool = Field(False, description="encrypt, and believe whom the system believes")
+    tls_ca: Path | None = Field(None, description="encrypt, and believe this PEM authority alone")
+    tls_cert: Path | None = Field(None, description="PEM certificate of this device, with --tls-key")
+    tls_key: Path | None = Field(None, description="PEM key of --tls-cert")
+    token_file: Path | None = Field(None, description="file with the server's token; or set CIAR_TOKEN")
+    log_format: LogFormat = Field("text", description="text: warnings; json: all there is, one object a line")
 
     def package(self) -> DevicePackage:
         """The device side of the model. Raises ModelUnavailable."""
@@ -81,7 +91,17 @@ class Options(BaseSettings):
 
     def upstream(self) -> Upstream:
         """Where the cloud is."""
-        return Upstream(self.server, deadline_s=self.deadline_s, retry_s=self.retry_s)
+        level = logging.INFO if self.log_format == "json" else logging.WARNING
+        log_to_stderr(PROGRAM, self.log_format, level)
+        identity = read_identity(
+            tls=self.tls,
+            ca=self.tls_ca,
+            cert=self.tls_cert,
+            key=self.tls_key,
+            token_file=self.token_file,
+            variable=os.environ.get("CIAR_TOKEN"),
+        )
+        return Upstream(self.server, deadline_s=self.deadline_s, retry_s=self.retry_s, identity=identity)
 
 
 class Draw(Options, Wish):

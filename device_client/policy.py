@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from shared.decoding import acceptance as rules
 from shared.decoding import gates
@@ -17,6 +18,7 @@ from shared.messages import MAX_FORWARDS
 MODES = ("ciar", "exact", "cloud-only", "device-only")
 MAX_SPAN = 64
 MAX_IN_FLIGHT = 4
+OFFLINE = ("retry", "finish")  # what becomes of an image when no cloud can be had
 ADAPTIVE = "adaptive"
 DEFAULT_GATE = "entropy"  # the best ranking of the bundled pair; adaptive spans go by it as well
 DEFAULT_BUDGET = 0.32  # cloud forwards per token, calibrated at spans of 5
@@ -27,7 +29,9 @@ GUESSING_CAP, GUESSING_FLOOR = 24, 0.1
 UNSCORED = ("never", "always")  # gates that need no threshold and no calibration
 # Overrides that would contradict what a mode is; `acceptance` also says how a side draws:
 # it always means something.
-_ROUNDS = ("guesses", "max_forwards", "in_flight")
+_ROUNDS = ("guesses", "max_forwards", "in_flight", "offline")
+# Overrides that are fields of the policy as they are.
+_PLAIN = ("gate", "prefix_rate", "acceptance", *_ROUNDS)
 _MEANINGLESS = {
     "ciar": (),
     "exact": ("gate", "threshold", "cloud_budget"),
@@ -59,6 +63,7 @@ class Policy:
     max_forwards    runs of the cloud model per draft, 1 .. 8: with more than one it goes on behind its own
                     correction before it answers (Jacobi)
     in_flight       rounds under way at a time, 1 .. 4: with more than one the device draws on while it waits
+    offline         when no cloud can be had any more: "retry" gives the image up, "finish" ends it alone
     """
 
     mode: str
@@ -73,6 +78,7 @@ class Policy:
     guesses: bool = False
     max_forwards: int = 1
     in_flight: int = 1
+    offline: str = "retry"
 
     def __post_init__(self) -> None:
         # Written so that NaN fails every test.
@@ -88,6 +94,7 @@ class Policy:
         forwards, flight = self.max_forwards, self.in_flight
         _require(1 <= forwards <= MAX_FORWARDS, "max forwards", forwards, f"1 to {MAX_FORWARDS}")
         _require(1 <= flight <= MAX_IN_FLIGHT, "rounds in flight", flight, f"1 to {MAX_IN_FLIGHT}")
+        _require(self.offline in OFFLINE, "offline", self.offline, ", ".join(OFFLINE))
         alone = self.gate == "never" and self.prefix_rate == 0.0
         _require(self.use_cloud or alone, "gate without a cloud", self.gate, "never, with prefix rate 0")
 
@@ -137,6 +144,7 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     guesses: bool | None = None,
     max_forwards: int | None = None,
     in_flight: int | None = None,
+    offline: str | None = None,
 ) -> Policy:
     """The policy of a mode with overrides on top; None keeps what the mode says.
 
@@ -151,18 +159,11 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     _require(mode in MODES, "mode", mode, ", ".join(MODES))
     given = {"gate": gate, "threshold": threshold, "cloud_budget": cloud_budget, "span": span}
     given |= {"prefix_rate": prefix_rate, "guesses": guesses, "max_forwards": max_forwards}
-    given["in_flight"] = in_flight
+    given |= {"in_flight": in_flight, "offline": offline}
     _refuse_meaningless(mode, [name for name, value in given.items() if value is not None])
-    policy = _PRESETS[mode]
-    policy = replace(
-        policy,
-        gate=policy.gate if gate is None else gate,
-        prefix_rate=policy.prefix_rate if prefix_rate is None else prefix_rate,
-        acceptance=policy.acceptance if acceptance is None else acceptance,
-        guesses=policy.guesses if guesses is None else guesses,
-        max_forwards=policy.max_forwards if max_forwards is None else max_forwards,
-        in_flight=policy.in_flight if in_flight is None else in_flight,
-    )
+    overrides: dict[str, Any] = {**given, "acceptance": acceptance}
+    plain = {name: value for name in _PLAIN if (value := overrides[name]) is not None}
+    policy = replace(_PRESETS[mode], **plain)
     if span is not None or guesses is not None:
         policy = _with_span(policy, ADAPTIVE if span is None else span)
     policy = _sharing_floor(policy)

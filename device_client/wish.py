@@ -6,7 +6,7 @@ The command line and the REST gateway share it. Knows nothing of either, nor of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from shared.decoding.acceptance import RULES
 from shared.decoding.gates import GATES
 from shared.decoding.noise import SEED_LIMIT
 from shared.decoding.warp import MAX_GUIDANCE, MAX_TEMPERATURE
+from shared.logs import new_request_id
 from shared.messages import MAX_FORWARDS
 from shared.models.zoo import DevicePackage
 
@@ -73,6 +74,9 @@ class Wish(BaseModel):
     in_flight: Annotated[int, Field(ge=1, le=MAX_IN_FLIGHT)] | None = Field(
         None, description=f"messages under way at a time, 1 to {MAX_IN_FLIGHT}: more hide the network's delay"
     )
+    offline: Literal["retry", "finish"] | None = Field(
+        None, description="when no cloud can be had: retry, then fail; or finish the picture alone"
+    )
     guidance: Annotated[Number, Field(ge=0, le=MAX_GUIDANCE)] | None = Field(
         None, description=f"how closely to follow the prompt: 0 to {MAX_GUIDANCE:g}, 1 is off"
     )
@@ -95,6 +99,7 @@ class Plan:
     policy: Policy
     settings: Mapping[str, Any]
     notes: tuple[str, ...]
+    request_id: str = field(default_factory=new_request_id)  # names the picture in the logs of both sides
 
 
 def make_plan(package: DevicePackage, wish: Wish) -> Plan:
@@ -118,6 +123,7 @@ def make_plan(package: DevicePackage, wish: Wish) -> Plan:
         guesses=wish.guesses,
         max_forwards=wish.max_forwards,
         in_flight=wish.in_flight,
+        offline=wish.offline,
     )
     return Plan(request, policy, _settings(package, request, policy), tuple(_notes(package, request)))
 
