@@ -116,6 +116,8 @@ class CiarService(rpc.CiarServiceServicer):
             if order is None:
                 return None
             order = self._checked(order)
+            if self._ending is not None:  # said now, not before: who still writes would not hear it
+                raise SessionLost(*self._ending)
             async with (
                 self._house.admission.place(self._house.guard.caller(stream)),
                 self._session(order) as session,
@@ -220,8 +222,6 @@ class CiarService(rpc.CiarServiceServicer):
     @asynccontextmanager
     async def _while_serving(self) -> AsyncIterator[None]:
         """Counted among the running ones, until `abandon` or the time for one image is up."""
-        if self._ending is not None:
-            raise SessionLost(*self._ending)
         if len(self._running) >= self._house.max_streams:
             raise Overloaded("the server has too many open streams", f"allowed: {self._house.max_streams}")
         limit = asyncio.timeout(self._patience.image_s)

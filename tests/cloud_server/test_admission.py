@@ -43,7 +43,7 @@ async def test_who_waits_is_served_in_order() -> None:
         waiting = [asyncio.create_task(image(number)) for number in range(8)]
         await asyncio.sleep(0)
         assert admission.queued == 8 and not served
-        with pytest.raises(Overloaded, match="all 1 sessions.*8 wait for one"):
+        with pytest.raises(Overloaded, match=r"all 1 sessions.*8 wait for one"):
             await image(9)
         waiting[3].cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
@@ -178,9 +178,8 @@ async def test_an_image_may_take_so_long(cloud: CloudModel) -> None:
         device = RawDevice(channel)
         await device.open(order(cloud))
         with pytest.raises(SessionLost, match=r"took longer than 0\.3 s.*resume"):
-            for _ in range(100):
-                await device.ask(Draft(0, 1, tokens(1)))
-                await asyncio.sleep(0.02)
+            await device.ask(Draft(0, 1, tokens(1)))
+            await device.receive()
         await eventually(lambda: server.telemetry.value("ciar_sessions_active") == 0)
 
 
@@ -189,7 +188,7 @@ async def test_limits_of_an_operator(cloud: CloudModel) -> None:
     async with running(cloud, settings) as server, dial(server) as channel:
         device = RawDevice(channel)
         await device.send(order(cloud, prompt="a red cat"))
-        with pytest.raises(InvalidPrompt, match="9 characters.*up to 8"):
+        with pytest.raises(InvalidPrompt, match=r"9 characters.*up to 8"):
             await device.receive()
         device = RawDevice(channel)
         await device.open(order(cloud, prompt="cat"))
@@ -207,7 +206,7 @@ async def test_void_drafts_are_not_taken_for_ever(server: CloudServer, cloud: Cl
     async with dial(server) as channel:
         device = RawDevice(channel)
         await device.open(order(cloud))
-        with pytest.raises(InvalidDraft, match="129 drafts .* void.*allowed: 128"):
+        with pytest.raises(InvalidDraft, match=r"129 drafts .* void.*allowed: 128"):
             for number in range(1, 200):
                 assert (await device.ask(Draft(number, 1, tokens(1), catch_up=tokens(1), behind=0))).stale
 
@@ -219,8 +218,7 @@ async def test_streams_that_never_open_are_bounded(cloud: CloudModel) -> None:
             await device.call.wait_for_connection()
         await eventually(lambda: len(server._service._running) == 68)
         late = RawDevice(channel)
-        await late.send(order(cloud))
-        with pytest.raises(Overloaded, match="too many open streams.*68"):
+        with pytest.raises(Overloaded, match=r"too many open streams.*68"):
             await late.receive()
         for device in silent:
             device.call.cancel()

@@ -1,4 +1,4 @@
-"""What a server tells those who run it: a heartbeat that busy engines keep and dead ones lose, metrics, logs."""
+"""What a server tells those who run it: a heartbeat that busy engines keep and dead ones lose; metrics."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def test_a_hung_engine_is_not_ready_and_tells_its_sessions(
         hanging.open.clear()
         await device.send(Draft(0, 1, base_image(cloud, order(cloud))[1:4]))
         assert (await asyncio.wait_for(watch.read(), 3)).status == STATUS.NOT_SERVING
-        with pytest.raises(SessionLost, match="engine is dead.*longer than 0.3 s.*another server"):
+        with pytest.raises(SessionLost, match=r"engine is dead.*longer than 0.3 s.*another server"):
             await asyncio.wait_for(device.receive(), 1)
         await late.send(order(cloud))
         with pytest.raises(SessionLost, match="engine is dead"):
@@ -133,7 +133,7 @@ async def test_an_engine_whose_thread_ended_is_dead(
         device = RawDevice(channel)
         hanging.fatal = True
         await device.send(order(cloud))
-        with pytest.raises(SessionLost, match="engine is dead.*thread has ended"):
+        with pytest.raises(SessionLost, match=r"engine is dead.*thread has ended"):
             await asyncio.wait_for(device.receive(), 3)
         assert (await page(server, "/livez"))[0] == 503
 
@@ -222,15 +222,16 @@ def test_acceptance_that_collapses_raises_an_alarm_once(caplog: pytest.LogCaptur
 
 
 def line(formatter: logging.Formatter, message: str, **fields: object) -> str:
-    return formatter.format(logging.makeLogRecord({"msg": message, "levelname": "INFO", "name": "x", **fields}))
+    plain = {"msg": message, "levelname": "INFO", "name": "x"}
+    return formatter.format(logging.makeLogRecord({**plain, **fields}))
 
 
 def test_a_line_for_a_program_is_one_object() -> None:
     with about("abc"):
         made = json.loads(line(JsonLines("cloud-server"), "a\nb"))
     assert made.pop("time").endswith("+00:00")
-    wanted = {"level": "info", "program": "cloud-server", "logger": "x", "message": "a\nb", "request_id": "abc"}
-    assert made == wanted
+    wanted = {"level": "info", "program": "cloud-server", "logger": "x", "message": "a\nb"}
+    assert made == {**wanted, "request_id": "abc"}
     assert "request_id" not in json.loads(line(JsonLines("p"), "c"))
 
 

@@ -228,7 +228,7 @@ def test_a_device_reads_its_token_from_a_file_before_the_environment(tmp_path: P
     none = {"tls": False, "ca": None, "cert": None, "key": None}
     assert read_identity(**none, token_file=file, variable=OTHER) == Identity(token=TOKEN)
     file.write_text("two words\n")
-    with pytest.raises(InvalidRequest, match="--token-file .* holds no token"):
+    with pytest.raises(InvalidRequest, match=r"--token-file .* holds no token"):
         read_identity(**none, token_file=file, variable=None)
     with pytest.raises(InvalidRequest, match="CIAR_TOKEN holds no token"):
         read_identity(**none, token_file=None, variable="two words")
