@@ -90,13 +90,14 @@ async def test_a_hung_engine_is_not_ready_and_tells_its_sessions(
     async with running(cloud, settings) as server, dial(server) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
         assert (await watch.read()).status == STATUS.SERVING
-        device, late = RawDevice(channel), RawDevice(channel)
+        device = RawDevice(channel)
         await device.open(order(cloud))
         hanging.open.clear()
         await device.send(Draft(0, 1, base_image(cloud, order(cloud))[1:4]))
         assert (await asyncio.wait_for(watch.read(), 3)).status == STATUS.NOT_SERVING
         with pytest.raises(SessionLost, match=r"engine is dead.*longer than 0.3 s.*another server"):
             await asyncio.wait_for(device.receive(), 1)
+        late = RawDevice(channel)
         await late.send(order(cloud))
         with pytest.raises(SessionLost, match="engine is dead"):
             await asyncio.wait_for(late.receive(), 1)
