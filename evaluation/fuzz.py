@@ -1,4 +1,4 @@
-"""Bad input against a real server, beside devices that draw: alive, silent about itself, and nobody else harmed.
+"""Bad input against a real server, beside a device that draws: it lives, tells nothing, and nobody is harmed.
 
 The one file of this room that names gRPC: bytes that are no frames cannot be sent through the device's link.
 """
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 
@@ -43,7 +44,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All of it: a tally per kind, pictures drawn meanwhile and how many of them came out other than alone."""
+    """A tally per kind, pictures drawn meanwhile, and how many of them came out other than alone."""
 
     tallies: dict[str, Tally]
     pictures: int
@@ -100,7 +101,7 @@ async def _streams(target: str, hostile: Hostile, plan: Plan, tallies: dict[str,
 
 
 async def _stream(channel: grpc.aio.Channel, made: Attack, tally: Tally) -> None:
-    call = channel.stream_stream(GENERATE)(timeout=PATIENCE_S)
+    call: Any = channel.stream_stream(GENERATE)(timeout=PATIENCE_S)
     try:
         with suppress(asyncio.InvalidStateError):  # over before all was said
             for frame in made.frames:
@@ -125,7 +126,7 @@ def _note(tally: Tally, last: bytes) -> None:
         tally.ends["nothing"] += 1
         return
     try:
-        message = codec.decode_answer(last)
+        message = codec.read_response(last)
     except CiarError as error:
         tally.ends[type(error).__name__] += 1
         _listen(tally, str(error))

@@ -15,6 +15,7 @@ from shared.decoding.warp import Warp
 from shared.messages import Draft, Finish, Open, ServerInfo, Tokens
 from shared.wire import codec
 
+HTTP1 = b"POST /generate HTTP/1.1\r\nHost: x\r\n\r\n"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _INTERESTING = (0, 1, 2, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
 _DEEPEST = 3  # messages in messages; the protocol has as many
@@ -64,7 +65,7 @@ class Hostile:
         return self._dice.choice(
             (
                 lambda: Attack("socket: noise", (self._noise(),)),
-                lambda: Attack("socket: HTTP/1", (b"POST /generate HTTP/1.1\r\nHost: x\r\n\r\n" + self._noise(),)),
+                lambda: Attack("socket: HTTP/1", (HTTP1, self._noise())),
                 lambda: Attack("socket: HTTP/2", (PREFACE, *(self._http2() for _ in range(4)))),
             )
         )()
@@ -152,7 +153,7 @@ class Hostile:
     def _some(self, bits: int) -> int:
         """A number of so many bits, the ones at the edges often."""
         if self._dice.random() < 0.5:
-            return self._dice.choice(_INTERESTING) % 2**bits
+            return int(self._dice.choice(_INTERESTING) % 2**bits)
         return self._dice.getrandbits(bits)
 
 

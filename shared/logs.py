@@ -6,20 +6,26 @@ The device names every image it begins and sends the name along, so that one id 
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import re
 import secrets
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Literal
+from logging.handlers import QueueHandler
+from queue import Full, Queue
+from typing import Literal, TextIO
 
 LogFormat = Literal["text", "json"]
 REQUEST_ID = "x-request-id"  # the metadata that carries it
 REQUEST_FIELD = "request_id"  # the attribute of a log record that does
+_WAITING = 10_000  # lines
+_FAREWELL_S = 1.0  # for the last lines, at the end of the program
 _ALLOWED = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _current: ContextVar[str] = ContextVar("ciar_request_id", default="")
 
@@ -45,10 +51,39 @@ def about(request_id: str) -> Iterator[None]:
 
 
 def log_to_stderr(program: str, form: LogFormat, level: int = logging.INFO) -> None:
-    """Set the process's logging up."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Set the process's logging up.
+
+    A thread of its own writes: where nobody reads stderr on, lines are lost, and the program goes on.
+    """
+    lines: Queue[logging.LogRecord | None] = Queue(_WAITING)
+    handler = _Enqueue(lines)
     handler.setFormatter(JsonLines(program) if form == "json" else Lines(program))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    writer = threading.Thread(target=_write, args=(lines, sys.stderr), name="log", daemon=True)
+    writer.start()
+    atexit.register(_flush, lines, writer)
+
+
+class _Enqueue(QueueHandler):
+    """Formats a line where it comes from; never waits."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Put the line with the others, or lose it."""
+        with suppress(Full):
+            self.queue.put_nowait(record)
+
+
+def _write(lines: Queue[logging.LogRecord | None], stream: TextIO) -> None:
+    while (record := lines.get()) is not None:
+        with suppress(OSError, ValueError):  # nobody is there any more
+            stream.write(f"{record.msg}\n")
+            stream.flush()
+
+
+def _flush(lines: Queue[logging.LogRecord | None], writer: threading.Thread) -> None:
+    with suppress(Full):
+        lines.put_nowait(None)
+        writer.join(_FAREWELL_S)
 
 
 def _request_id(record: logging.LogRecord) -> str:

@@ -136,7 +136,8 @@ def test_every_flag_reaches_the_server(tmp_path: Path) -> None:
     words = (
         "--max-sessions 3 --max-queue 4 --queue-timeout 5 --max-per-caller 6 --max-rate 7 "
         "--max-prompt-chars 8 --max-span 9 --max-message-bytes 10000 --idle-timeout 11 "
-        "--image-timeout 12 --max-wait-ms 13 --engine-timeout 14 --shutdown-timeout 15 --metrics-port 16 --metrics-host 17 "
+        "--image-timeout 12 --max-wait-ms 13 "
+        "--engine-timeout 14 --shutdown-timeout 15 --metrics-port 16 --metrics-host 17 "
         "--acceptance-floor 0.18 --acceptance-window 19 --host 20 --port 21 --guard-health --fold-prefix"
     )
     flags = cli.parse([*words.split(), "--token-file", str(file)])
