@@ -99,12 +99,12 @@ class Engine:
         Overloaded when no slot is free.
         """
         self._check(order)
-        prompt_2ND = self._cloud.model.prompt_rows(order.prompt)
-        if not self._free:
+        if not self._free:  # before the prompt is read, which may take a while
             why = f"all {self.max_sessions} sessions of this server are in use"
             raise Overloaded(
                 "the server has no free session", why, "try again shortly, or use another server"
             )
+        prompt_2ND = self._cloud.model.prompt_rows(order.prompt)
         place = heapq.heappop(self._free)
         guided = 1 if order.warp.guidance == 1 else ROWS
         starts = self._cloud.model.starts(prompt_2ND.shape[1])[:guided]

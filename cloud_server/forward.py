@@ -187,9 +187,7 @@ class Recorded:
         graph.replay()
         return hidden_BTD.clone()
 
-    def _record(
-        self, inputs: Inputs, last: int, dense: bool
-    ) -> tuple[torch.cuda.CUDAGraph, Inputs, Tensor]:
+    def _record(self, inputs: Inputs, last: int, dense: bool) -> tuple[torch.cuda.CUDAGraph, Inputs, Tensor]:
         own = Inputs(*(value.clone() for value in inputs))
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())

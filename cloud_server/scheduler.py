@@ -7,15 +7,29 @@ cache slot never changes hands under a running forward. Knows nothing of the wir
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from cloud_server.engine import Answer, Engine, batches
+from cloud_server.model_thread import ModelThread
 from cloud_server.session import Job, Session
 from cloud_server.telemetry import Telemetry
 from shared.messages import Open
+
+FAILURES = 5  # forwards that fail one after another before the engine counts as dead
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a batch waits for company at most, and how long one forward may take."""
+
+    max_wait_s: float = 0.0
+    limit_s: float = 60.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,77 +41,129 @@ class _Waiter:
 class Scheduler:
     """Owns the engine's thread. Every method but `stop` is called on the event loop."""
 
-    def __init__(self, engine: Engine, telemetry: Telemetry) -> None:
-        self._engine, self._telemetry = engine, telemetry
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+    def __init__(self, engine: Engine, telemetry: Telemetry, pace: Pace = Pace()) -> None:
+        self._engine, self._telemetry, self._pace = engine, telemetry, pace
+        self._thread = ModelThread(pace.limit_s)
         self._waiting: list[_Waiter] = []
-        self._lock = threading.Lock()  # guards _waiting, which the loop fills and the model thread empties
+        self._arrived = threading.Condition()  # guards _waiting, which the loop fills and the thread empties
+        self._sessions = self._failures = 0
 
     async def open(self, order: Open) -> Session:
         """`Engine.open`, off the loop. A caller that is cancelled meanwhile leaves no slot taken."""
-        opening = asyncio.get_running_loop().run_in_executor(self._thread, self._engine.open, order)
+        opening = self._thread.submit(lambda: self._engine.open(order))
         try:
-            return await asyncio.shield(opening)
+            session = await asyncio.shield(asyncio.wrap_future(opening))
         except asyncio.CancelledError:
-            opening.add_done_callback(self._close_unclaimed)
+            if not opening.cancel():  # it has begun
+                opening.add_done_callback(self._close_unclaimed)
             raise
+        self._sessions += 1
+        return session
 
     def close(self, session: Session) -> None:
         """Free the session's slot behind whatever runs now; returns at once."""
-        self._thread.submit(self._engine.close, session)
+        self._sessions -= 1
+        self._thread.submit(lambda: self._engine.close(session))
 
     async def submit(self, job: Job) -> Answer:
-        """The judgement of a job and the model seconds it took. Raises what the engine raised on its batch.
+        """The judgement of a job and the model seconds it took. Raises what the engine raised on it.
 
         The job of a cancelled caller is dropped if it still waits.
         """
         waiter = _Waiter(job, asyncio.get_running_loop().create_future())
-        with self._lock:
+        with self._arrived:
             self._waiting.append(waiter)
-        # One task per job: it runs all that waits by then, so that those of batched jobs find nothing to do.
+            self._arrived.notify()
+        # One act per job: it runs all that waits by then, so that those of batched jobs find nothing to do.
         self._thread.submit(self._run_waiting)
         return await waiter.answer
 
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for a forward."""
+        return len(self._waiting)
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent on the forward under way; 0 between two."""
+        return self._thread.busy_s
+
+    @property
+    def stuck(self) -> str | None:
+        """Why nobody who waits will hear of the engine again; None if that is not so."""
+        return self._thread.problem
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be expected of the engine; None if it is well, however busy."""
+        if self._failures >= FAILURES:
+            return f"the last {self._failures} forwards failed"
+        return self.stuck
+
     def stop(self) -> None:
         """Wait for the model thread to finish what it was given, then end it."""
-        self._thread.shutdown(wait=True)
+        self._thread.stop()
 
-    def _close_unclaimed(self, opening: asyncio.Future[Session]) -> None:
-        if not opening.cancelled() and opening.exception() is None:
-            self.close(opening.result())
+    def _close_unclaimed(self, opening: Future[Session]) -> None:
+        """In the model thread: nobody waits for this session any more."""
+        if opening.exception() is None:
+            self._engine.close(opening.result())
 
     def _run_waiting(self) -> None:
         """In the model thread: run all that waits, at most one job per session."""
         taken = self._take()
         waiter_of = {waiter.job: waiter for waiter in taken}
         for jobs in batches(waiter_of):
-            self._run_batch(jobs, [waiter_of[job].answer for job in jobs])
+            self._run_batch([waiter_of[job] for job in jobs])
 
     def _take(self) -> list[_Waiter]:
-        with self._lock:
+        with self._arrived:
+            if self._waiting and self._pace.max_wait_s:
+                self._await_company()
             alive = [waiter for waiter in self._waiting if not waiter.answer.cancelled()]
             first_of = {id(waiter.job.session): waiter for waiter in reversed(alive)}
             taken = list(first_of.values())
             self._waiting = [waiter for waiter in alive if waiter not in taken]
         return taken
 
-    def _run_batch(self, jobs: Sequence[Job], futures: Sequence[asyncio.Future[Answer]]) -> None:
+    def _await_company(self) -> None:
+        """Until all sessions have a job here, `max_wait_s` at most."""
+        until_s = time.monotonic() + self._pace.max_wait_s
+        while len(self._waiting) < self._sessions and (left_s := until_s - time.monotonic()) > 0:
+            self._arrived.wait(left_s)
+
+    def _run_batch(self, waiters: Sequence[_Waiter]) -> None:
+        """One forward. Where it fails each job is tried alone: a bad one never spoils its batch-mates."""
         try:
-            answers = self._engine.run(jobs)
-        except Exception as error:  # noqa: BLE001 - belongs to whoever waits; the thread lives on
-            for future in futures:
-                future.get_loop().call_soon_threadsafe(_fail, future, error)
+            answers = self._engine.run([waiter.job for waiter in waiters])
+        except Exception as error:
+            if len(waiters) > 1:
+                log.exception("a batch of %d failed; its jobs are tried alone", len(waiters))
+                for waiter in waiters:
+                    self._run_batch([waiter])
+                return
+            self._failures += 1
+            _tell(waiters[0].answer, error)
             return
-        self._telemetry.forward(len(jobs), answers[0].cloud_s)
-        for future, answer in zip(futures, answers, strict=True):
-            future.get_loop().call_soon_threadsafe(_resolve, future, answer)
+        self._failures = 0
+        self._telemetry.forward(
+            len(waiters), sum(len(waiter.job.session.slots) for waiter in waiters), answers[0].cloud_s
+        )
+        for waiter, answer in zip(waiters, answers, strict=True):
+            _tell(waiter.answer, answer)
 
 
-def _resolve(future: asyncio.Future[Answer], answer: Answer) -> None:
-    if not future.done():
-        future.set_result(answer)
+def _tell(future: asyncio.Future[Answer], what: Answer | Exception) -> None:
+    """Settle a future of the event loop from another thread. A loop that is closed has nobody waiting."""
+    loop = future.get_loop()
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(_settle, future, what)
 
 
-def _fail(future: asyncio.Future[Answer], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
+def _settle(future: asyncio.Future[Answer], what: Answer | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(what, Exception):
+        future.set_exception(what)
+    else:
+        future.set_result(what)

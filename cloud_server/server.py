@@ -1,4 +1,4 @@
-"""Wiring: model, scheduler, service, health, reflection and metrics behind one port, and how all of it stops.
+"""Wiring: model, scheduler, service, health, reflection and metrics behind their ports, and how it stops.
 
 Knows nothing of argv, environment or where models lie.
 """
@@ -10,18 +10,21 @@ import logging
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
+from cloud_server.admission import Admission, Doors
 from cloud_server.engine import MAX_SPAN, Engine
-from cloud_server.scheduler import Scheduler
-from cloud_server.service import CiarService, Patience
-from cloud_server.telemetry import MetricsPage, Telemetry
-from shared.errors import CiarError
+from cloud_server.operations import OperationsPage, State
+from cloud_server.scheduler import Pace, Scheduler
+from cloud_server.security import Guard, Tls, warning
+from cloud_server.service import CiarService, House, Patience
+from cloud_server.telemetry import Alarm, Telemetry
+from shared.errors import CiarError, SessionLost
 from shared.messages import ServerInfo
 from shared.models.text import MAX_PROMPT_CHARS
 from shared.models.zoo import CloudModel
@@ -32,6 +35,8 @@ from shared.wire.pb import ciar_pb2_grpc as rpc
 SERVICE = pb.DESCRIPTOR.services_by_name["CiarService"].full_name
 # After the sessions were told that the server stops, this long for their last frames to leave.
 _FAREWELL_S = 1.0
+_BEAT_S = 0.25  # how often the server looks after its engine
+_LOOP_LIMIT_S = 10.0  # an event loop that was not seen for so long is dead
 log = logging.getLogger(__name__)
 
 
@@ -47,20 +52,44 @@ class Settings:
     compiled: bool = False
     shutdown_timeout_s: float = 30.0
     metrics_port: int = 0
+    metrics_host: str = "127.0.0.1"
     max_message_bytes: int = 1 << 20
+    max_prompt_chars: int = MAX_PROMPT_CHARS
+    max_queue: int = 0
+    queue_s: float = 10.0
+    per_caller: int = 0
+    per_minute: int = 0
+    tls: Tls | None = None
+    tokens: tuple[str, ...] = field(default=(), repr=False)
+    health_needs_token: bool = False
+    version: str = ""
     patience: Patience = field(default_factory=Patience)
+    pace: Pace = field(default_factory=Pace)
+    alarm: Alarm = field(default_factory=Alarm)
 
     @property
     def address(self) -> str:
         """host:port, as gRPC wants it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def doors(self) -> Doors:
+        """Who is let in."""
+        return Doors(self.max_sessions, self.max_queue, self.queue_s, self.per_caller, self.per_minute)
+
+    @property
+    def warning(self) -> str | None:
+        """What is unsafe about all this; None if nothing is."""
+        guarded = bool(self.tokens) or (self.tls is not None and self.tls.client_ca is not None)
+        return warning(self.host, encrypted=self.tls is not None, guarded=guarded)
+
 
 class CloudServer:
     """One server: `start`, then `stop`. `port` is the real one once it has started."""
 
     def __init__(self, cloud: CloudModel, settings: Settings) -> None:
-        self.settings, self.telemetry, self.port = settings, Telemetry(), settings.port
+        self.settings, self.port, self.metrics_port = settings, settings.port, settings.metrics_port
+        self.telemetry = Telemetry(settings.alarm)
         engine = self._engine = Engine(
             cloud,
             settings.max_sessions,
@@ -68,17 +97,19 @@ class CloudServer:
             fold_prefix=settings.fold_prefix,
             compiled=settings.compiled,
         )
-        self._scheduler = Scheduler(engine, self.telemetry)
-        info = ServerInfo(
-            protocol_version=PROTOCOL_VERSION,
-            models=(engine.info,),
-            max_prompt_chars=MAX_PROMPT_CHARS,
-            max_span_tokens=settings.max_span,
-            max_sessions=settings.max_sessions,
-            max_message_bytes=settings.max_message_bytes,
-        )
-        self._service = CiarService(self._scheduler, self.telemetry, info, settings.patience)
-        self._metrics: MetricsPage | None = None
+        self._scheduler = Scheduler(engine, self.telemetry, settings.pace)
+        self._about = {"version": settings.version, "model": cloud.name, "digest": cloud.digest}
+        self._guard = Guard(settings.tokens, health_too=settings.health_needs_token)
+        self._admission = Admission(settings.doors)
+        self._service = CiarService(self._house(engine))
+        self._page: OperationsPage | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._seen_s = time.monotonic()  # when the event loop was last seen alive
+        self._stopping = False
+        self._serving = False  # what health says
+        self.telemetry.gauge("queue_jobs", "Jobs that wait for a forward", lambda: self._scheduler.waiting)
+        self.telemetry.gauge("queue_orders", "Orders that wait for a place", lambda: self._admission.queued)
+        self.telemetry.gauge("engine_busy_seconds", "The forward under way", lambda: self._scheduler.busy_s)
 
     async def start(self) -> None:
         """Warm the engine up, then listen. Raises CiarError when it cannot, or a port cannot be used."""
@@ -86,39 +117,106 @@ class CloudServer:
         began = time.perf_counter()
         if shapes := self._engine.warm():
             log.info("compiled for %d shapes in %.1f s", shapes, time.perf_counter() - began)
-        if settings.metrics_port:
-            self._metrics = MetricsPage(self.telemetry, settings.metrics_port)
         self._health = health.aio.HealthServicer()
-        self._grpc = grpc.aio.server(options=_options(settings))
+        self._grpc = grpc.aio.server(interceptors=[self._guard], options=_options(settings))
         rpc.add_CiarServiceServicer_to_server(self._service, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
         )
         try:
-            self.port = self._grpc.add_insecure_port(settings.address)
-        except RuntimeError:
+            if settings.metrics_port:
+                page = OperationsPage(self.telemetry.registry, self._state, {**self._about, "protocol": 1})
+                self.metrics_port = page.open(settings.metrics_host, settings.metrics_port)
+                self._page = page
+            self.port = self._listen()
+        except CiarError:
             self._release()
-            why = "another program listens there, or the address is not one of this machine"
-            next_step = "choose another --port (0: any free one) or --host"
-            raise CiarError(f"cannot listen on {settings.address}", why, next_step) from None
+            raise
         await self._grpc.start()
-        for name in ("", SERVICE):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._look(0.0)
+        self._watching = asyncio.create_task(self._watch())
 
     async def stop(self, grace_s: float = 0.0) -> None:
         """Take no more sessions, give running ones `grace_s` seconds to finish, tell the rest, then stop."""
+        self._stopping = True
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.create_task(self._grpc.stop(grace_s + _FAREWELL_S))
         await self._service.drain(grace_s)
         await self._grpc.stop(_FAREWELL_S)  # sooner than above: who only watches our health holds nobody up
         await stopping
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
         self._release()
+
+    def _house(self, engine: Engine) -> House:
+        settings = self.settings
+        info = ServerInfo(
+            protocol_version=PROTOCOL_VERSION,
+            models=(engine.info,),
+            max_prompt_chars=settings.max_prompt_chars,
+            max_span_tokens=settings.max_span,
+            max_sessions=settings.max_sessions,
+            max_message_bytes=settings.max_message_bytes,
+        )
+        return House(
+            self._scheduler,
+            self.telemetry,
+            self._admission,
+            self._guard,
+            info,
+            settings.patience,
+            max_streams=4 * (settings.max_sessions + settings.max_queue) + 64,
+        )
+
+    def _listen(self) -> int:
+        settings = self.settings
+        try:
+            if settings.tls is None:
+                return self._grpc.add_insecure_port(settings.address)
+            return self._grpc.add_secure_port(settings.address, settings.tls.credentials())
+        except RuntimeError:
+            why = "another program listens there, or the address is not one of this machine"
+            next_step = "choose another --port (0: any free one) or --host"
+            raise CiarError(f"cannot listen on {settings.address}", why, next_step) from None
+
+    async def _watch(self) -> None:
+        """The heartbeat: what it finds is what health, the operations page and the metrics say."""
+        while True:
+            asleep_s = time.monotonic()
+            await asyncio.sleep(_BEAT_S)
+            self._seen_s = time.monotonic()
+            await self._look(max(self._seen_s - asleep_s - _BEAT_S, 0.0))
+
+    async def _look(self, lag_s: float) -> None:
+        problem = self._scheduler.problem
+        self.telemetry.pulse(alive=problem is None, lag_s=lag_s)
+        if self._serving == (problem is None):
+            return
+        self._serving = problem is None
+        status = health_pb2.HealthCheckResponse
+        for name in ("", SERVICE):
+            await self._health.set(name, status.SERVING if self._serving else status.NOT_SERVING)
+        if problem is None:
+            self._service.welcome()
+            return
+        log.error("the engine is dead: %s", problem)
+        if self._scheduler.stuck:
+            self._service.abandon(SessionLost("the engine is dead", problem, "resume on another server"))
+
+    def _state(self) -> State:
+        """Asked by the operations page, from its thread."""
+        silent_s = time.monotonic() - self._seen_s
+        dead = f"the event loop was not seen for {silent_s:.0f} s" if silent_s > _LOOP_LIMIT_S else None
+        return State(dead or self._scheduler.problem, "it is stopping" if self._stopping else None)
 
     def _release(self) -> None:
         self._scheduler.stop()
-        if self._metrics is not None:
-            self._metrics.close()
+        if self._page is not None:
+            self._page.close()
+            self._page = None
 
 
 @asynccontextmanager
@@ -139,6 +237,8 @@ async def serve(cloud: CloudModel, settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
+    if settings.warning:
+        log.warning("warning: %s", settings.warning)
     log.info("serving %s (digest %s) on %s:%d", cloud.name, cloud.digest, settings.host, server.port)
     await asked.wait()
     for number in (signal.SIGTERM, signal.SIGINT):

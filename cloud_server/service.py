@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -15,11 +16,14 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 
+from cloud_server.admission import Admission
 from cloud_server.scheduler import Scheduler
+from cloud_server.security import Guard
 from cloud_server.session import Job, Session
 from cloud_server.telemetry import Telemetry
 from shared.decoding.acceptance import Judgement
-from shared.errors import CiarError, InvalidRequest, SessionLost
+from shared.errors import CiarError, InvalidPrompt, InvalidRequest, Overloaded, SessionLost
+from shared.logs import REQUEST_ID, about, known_request_id
 from shared.messages import Draft, Finish, Open, Opened, ServerInfo, Usage, Verdict
 from shared.wire import codec
 from shared.wire.pb import ciar_pb2 as pb
@@ -29,70 +33,122 @@ Stream = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
 log = logging.getLogger(__name__)
 
 
+FRAME_OVERHEAD = 5  # bytes gRPC puts before each message: a flag and the length
+
+
 @dataclass(frozen=True)
 class Patience:
-    """How many seconds the server waits for a frame: the first one, and any later one."""
+    """How many seconds the server waits for a frame, the first one and any later one, and for an image."""
 
     open_s: float = 10.0
     idle_s: float = 120.0
+    image_s: float = 1800.0
+
+
+@dataclass(frozen=True)
+class House:
+    """What all sessions share."""
+
+    scheduler: Scheduler
+    telemetry: Telemetry
+    admission: Admission
+    guard: Guard
+    info: ServerInfo
+    patience: Patience
+    max_streams: int  # those that have not sent their Open included
 
 
 class CiarService(rpc.CiarServiceServicer):
     """The servicer. All sessions share one scheduler; none sees another."""
 
-    def __init__(
-        self, scheduler: Scheduler, telemetry: Telemetry, info: ServerInfo, patience: Patience
-    ) -> None:
-        self._scheduler, self._telemetry, self._info, self._patience = scheduler, telemetry, info, patience
+    def __init__(self, house: House) -> None:
+        self._house, self._patience = house, house.patience
+        self._scheduler, self._telemetry = house.scheduler, house.telemetry
         self._running: set[asyncio.Timeout] = set()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._ending: tuple[str, str, str] | None = None  # what sessions are told
 
     async def GetInfo(self, request: pb.GetInfoRequest, context: object) -> pb.GetInfoResponse:
         """What this server serves, and its limits."""
-        return codec.encode_info(self._info)
+        return codec.encode_info(self._house.info)
 
     async def Generate(self, request_iterator: object, context: Stream) -> None:
         """Serve one image. Whatever ends it but the device's own departure is said in the last frame."""
-        try:
-            last: Usage | CiarError | None = await self._image(context)
-        except CiarError as error:
-            last = error
-        except Exception:
-            log.exception("a session failed")
-            last = CiarError("the cloud failed", "its log says why", "try again, or resume on another server")
-        if isinstance(last, CiarError):
-            self._telemetry.error(last)
-        if last is not None:
-            with suppress(SessionLost):  # a device that reads nothing need not be told so
-                await self._write(context, last)
+        with about(known_request_id(dict(context.invocation_metadata() or ()).get(REQUEST_ID))):
+            try:
+                last: Usage | CiarError | None = await self._image(context)
+            except CiarError as error:
+                last = error
+            except Exception:
+                log.exception("a session failed")
+                next_step = "try again, or resume on another server"
+                last = CiarError("the cloud failed", "its log says why", next_step)
+            if isinstance(last, CiarError):
+                self._telemetry.error(last)
+                log.info("ended by %s: %s", type(last).__name__, last.what)
+            if last is not None:
+                with suppress(SessionLost):  # a device that reads nothing need not be told so
+                    await self._write(context, last)
 
     async def drain(self, grace_s: float) -> None:
         """Wait up to `grace_s` seconds for running sessions, then end the rest with SessionLost."""
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._empty.wait()
+        why = "it waited as long as --shutdown-timeout allows"
+        self.abandon(SessionLost("the server is stopping", why, "resume on another server"))
+
+    def abandon(self, why: SessionLost) -> None:
+        """End all running sessions with this error; what they wait for will not come."""
+        self._ending = (why.what, why.why, why.next_step)
         for limit in tuple(self._running):
             limit.reschedule(asyncio.get_running_loop().time())
 
+    def welcome(self) -> None:
+        """Take sessions again after `abandon`."""
+        self._ending = None
+
     async def _image(self, stream: Stream) -> Usage | None:
         """The conversation of one stream: Usage if it was finished, None if the device went away without."""
-        async with self._until_shutdown():
+        async with self._while_serving():
             order = await self._read(stream, self._patience.open_s)
             if order is None:
                 return None
-            if not isinstance(order, Open):
-                raise InvalidRequest(
-                    f"the first frame is {type(order).__name__}", "a stream begins with Open"
-                )
-            async with self._session(order) as session:
+            order = self._checked(order)
+            if self._ending is not None:  # said now, not before: who still writes would not hear it
+                raise SessionLost(*self._ending)
+            async with (
+                self._house.admission.place(self._house.guard.caller(stream)),
+                self._session(order) as session,
+            ):
                 await self._write(stream, await self._draw_prefix(session))
-                while isinstance(draft := await self._read(stream, self._patience.idle_s), Draft):
-                    await self._write(stream, await self._judge(session, draft))
+                end = await self._rounds(stream, session)
             # The place is free before the device hears of the end: it may open its next image at once.
-            if isinstance(draft, Open):
+            if isinstance(end, Open):
                 raise InvalidRequest("a second Open came", "one stream is one image", "open another stream")
-            return session.usage() if isinstance(draft, Finish) else None
+            if end is None:
+                return None
+            self._telemetry.session_finished(session.rates)
+            return session.usage()
+
+    def _checked(self, order: Open | Draft | Finish) -> Open:
+        if not isinstance(order, Open):
+            raise InvalidRequest(f"the first frame is {type(order).__name__}", "a stream begins with Open")
+        length, most = len(order.prompt), self._house.info.max_prompt_chars
+        if length > most:
+            raise InvalidPrompt(f"the prompt has {length} characters", f"allowed: up to {most}")
+        return order
+
+    async def _rounds(self, stream: Stream, session: Session) -> Open | Finish | None:
+        """Judge drafts until something else comes."""
+        waited_from_s = time.perf_counter()
+        while isinstance(draft := await self._read(stream, self._patience.idle_s), Draft):
+            came_s = time.perf_counter()
+            self._telemetry.turn(came_s - waited_from_s)
+            await self._write(stream, await self._judge(session, draft, came_s))
+            waited_from_s = time.perf_counter()
+        return draft
 
     async def _read(self, stream: Stream, patience_s: float) -> Open | Draft | Finish | None:
         """The next message; None at the end of the stream. A vanished device looks like that as well."""
@@ -105,13 +161,18 @@ class CiarService(rpc.CiarServiceServicer):
             raise InvalidRequest(
                 "the bytes received are no frame", "ciar.v1.GenerateRequest is expected"
             ) from None
-        return codec.decode_request(frame) if isinstance(frame, pb.GenerateRequest) else None
+        if not isinstance(frame, pb.GenerateRequest):
+            return None
+        self._telemetry.moved(up=frame.ByteSize() + FRAME_OVERHEAD)
+        return codec.decode_request(frame)
 
     async def _write(self, stream: Stream, message: Opened | Verdict | Usage | CiarError) -> None:
         """Send one message. A device that does not read is given up as one that does not write."""
         try:
             async with asyncio.timeout(self._patience.idle_s):
-                await stream.write(codec.encode_response(message))
+                frame = codec.encode_response(message)
+                await stream.write(frame)
+                self._telemetry.moved(down=frame.ByteSize() + FRAME_OVERHEAD)
         except TimeoutError:
             raise SessionLost(f"no frame was read for {self._patience.idle_s:g} s") from None
 
@@ -124,7 +185,7 @@ class CiarService(rpc.CiarServiceServicer):
         tokens = session.limits.image_tokens
         return Opened(session.name, tokens, prefix, session.forwards, session.cloud_s)
 
-    async def _judge(self, session: Session, draft: Draft) -> Verdict:
+    async def _judge(self, session: Session, draft: Draft, came_s: float) -> Verdict:
         known = session.answered(draft)
         if known is not None:
             return known
@@ -133,7 +194,7 @@ class CiarService(rpc.CiarServiceServicer):
             return session.void(draft)
         session.check(settled)
         judgements, cloud_s = await self._forwards(session, settled)
-        self._telemetry.draft(len(draft.span), judgements[0].accepted)
+        self._telemetry.draft(len(draft.span), judgements[0].accepted, time.perf_counter() - came_s)
         return session.record(draft, judgements, cloud_s)
 
     async def _forwards(self, session: Session, draft: Draft) -> tuple[list[Judgement], float]:
@@ -149,7 +210,7 @@ class CiarService(rpc.CiarServiceServicer):
     @asynccontextmanager
     async def _session(self, order: Open) -> AsyncIterator[Session]:
         session = await self._scheduler.open(order)
-        self._telemetry.session_opened()
+        self._telemetry.session_opened(resumed=len(order.resume) > 0)
         try:
             yield session
         finally:
@@ -159,16 +220,19 @@ class CiarService(rpc.CiarServiceServicer):
             log.info("session %s: %d tokens, %s", session.name, len(session.tokens), cost)
 
     @asynccontextmanager
-    async def _until_shutdown(self) -> AsyncIterator[None]:
-        limit = asyncio.timeout(None)
+    async def _while_serving(self) -> AsyncIterator[None]:
+        """Counted among the running ones, until `abandon` or the time for one image is up."""
+        if len(self._running) >= self._house.max_streams:
+            raise Overloaded("the server has too many open streams", f"allowed: {self._house.max_streams}")
+        limit = asyncio.timeout(self._patience.image_s)
         self._running.add(limit)
         self._empty.clear()
         try:
             async with limit:
                 yield
         except TimeoutError:
-            why = "it waited as long as --shutdown-timeout allows"
-            raise SessionLost("the server is stopping", why, "resume on another server") from None
+            too_long = f"the image took longer than {self._patience.image_s:g} s"
+            raise SessionLost(*(self._ending or (too_long, "", "open again and resume"))) from None
         finally:
             self._running.discard(limit)
             if not self._running:

@@ -20,6 +20,8 @@ from shared.messages import Draft, Features, Open, Proposal, Tokens, Usage, Verd
 NEEDS_PROPOSAL = frozenset({"rejection"})
 # A row of fp16 probabilities sums to one within rounding, whatever its length.
 _MASS_TOLERANCE = 0.01
+# Void drafts per token of the image: each round may have a few behind it, and every round brings a token.
+_MOST_VOIDS = 8
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Session:
     rounds: int = 0
     judged: int = 0
     accepted: int = 0
+    kept: int = 0  # tokens of catch-ups: the device kept them unjudged
+    _voids: int = 0
     _verdicts: dict[int, tuple[int, Verdict]] = field(default_factory=dict)
     _whole: int | None = None  # the last round judged, if all of it was accepted and a bonus drawn
 
@@ -132,14 +136,30 @@ class Session:
         )
         self._whole = draft.round if first.accepted == len(draft.span) and drawn else None
         self.rounds += 1
+        self.kept += len(draft.catch_up) - (draft.behind is not None)
         self.judged += len(draft.span)
         self.accepted += first.accepted
         return self._remember(draft, verdict)
 
     def void(self, draft: Draft) -> Verdict:
-        """The answer to a draft whose assumption failed: it costs nothing and is not counted."""
+        """The answer to a draft whose assumption failed: it costs nothing and is not counted.
+
+        Raises InvalidDraft beyond any number that pipelining can bring about.
+        """
+        self._voids += 1
+        most = _MOST_VOIDS * self.limits.image_tokens
+        if self._voids > most:
+            raise InvalidDraft(f"{self._voids} drafts of this image were void", f"allowed: {most}")
         verdict = Verdict(draft.round, 0, None, 0.0, cloud_forwards=0, stale=True)
         return self._remember(draft, verdict)
+
+    @property
+    def rates(self) -> tuple[float, float] | None:
+        """Call rate and local rate of an image of which nothing was owned before; else None."""
+        whole = self.limits.image_tokens
+        if len(self.order.resume):
+            return None
+        return self.forwards / whole, (self.kept + whole - len(self.tokens)) / whole
 
     def usage(self) -> Usage:
         """What the session has cost so far (SPEC section 8)."""

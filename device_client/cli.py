@@ -7,6 +7,8 @@ network is touched. Knows nothing of models or gRPC.
 from __future__ import annotations
 
 import difflib
+import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,12 +22,14 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, Settings
 
 from device_client import completion, gateway, render
 from device_client.draw import Upstream
+from device_client.identity import read_identity
 from device_client.policy import MODES
 from device_client.terminal import Order, Terminal
 from device_client.wish import Wish, complaint, make_plan, release
 from shared.decoding.acceptance import RULES
 from shared.decoding.gates import GATES
 from shared.errors import CiarError, CloudUnreachable, Overloaded, SessionLost
+from shared.logs import LogFormat, log_to_stderr
 from shared.models.zoo import DevicePackage, load_device_package
 
 PROGRAM = "device-client"
@@ -72,12 +76,18 @@ class Options(BaseSettings):
         cli_hide_none_type=True,
         cli_avoid_json=True,
     )
-    server: str | None = Field(None, description="the cloud server, host:port")
+    server: str | None = Field(None, description="the cloud server, host:port; or several: any will do")
     model: str = Field("emoji", description="name of a model, or its folder")
     models: Path = Field(Path("~/.cache/ciar/models"), description="folder of fetched models")
     deadline_s: float = Field(60.0, gt=0, allow_inf_nan=False, description="seconds to wait for one answer")
     retry_s: float = Field(30.0, ge=0, allow_inf_nan=False, description="seconds to look for a lost server")
     threads: int = Field(1, ge=1, description="threads of the model: 1, 2, ...")
+    tls: bool = Field(False, description="encrypt, and believe whom the system believes")
+    tls_ca: Path | None = Field(None, description="encrypt, and believe this PEM authority alone")
+    tls_cert: Path | None = Field(None, description="PEM certificate of this device, with --tls-key")
+    tls_key: Path | None = Field(None, description="PEM key of --tls-cert")
+    token_file: Path | None = Field(None, description="file with the server's token; or set CIAR_TOKEN")
+    log_format: LogFormat = Field("text", description="text: warnings; json: all there is, one object a line")
 
     def package(self) -> DevicePackage:
         """The device side of the model. Raises ModelUnavailable."""
@@ -86,7 +96,17 @@ class Options(BaseSettings):
 
     def upstream(self) -> Upstream:
         """Where the cloud is."""
-        return Upstream(self.server, deadline_s=self.deadline_s, retry_s=self.retry_s)
+        level = logging.INFO if self.log_format == "json" else logging.WARNING
+        log_to_stderr(PROGRAM, self.log_format, level)
+        identity = read_identity(
+            tls=self.tls,
+            ca=self.tls_ca,
+            cert=self.tls_cert,
+            key=self.tls_key,
+            token_file=self.token_file,
+            variable=os.environ.get("CIAR_TOKEN"),
+        )
+        return Upstream(self.server, deadline_s=self.deadline_s, retry_s=self.retry_s, identity=identity)
 
 
 class Draw(Options, Wish):

@@ -10,7 +10,8 @@ from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from device_client.link import CloudLink
+from device_client.identity import Identity
+from device_client.link import NOBODY, CloudLink
 from device_client.loop import Progress, decode
 from device_client.render import png_bytes, to_image
 from device_client.wish import Plan
@@ -20,12 +21,14 @@ from shared.models.zoo import DevicePackage
 
 @dataclass(frozen=True)
 class Upstream:
-    """Where the cloud is and how long to wait for it. Without a target only device-only mode works."""
+    """Where the cloud is, how long to wait for it, and who we are to it. Without a target only device-only
+    mode works."""
 
     target: str | None
     connect_s: float = 5.0
     deadline_s: float = 60.0
     retry_s: float = 30.0
+    identity: Identity = NOBODY
 
     def link(self, plan: Plan) -> AbstractAsyncContextManager[CloudLink | None]:
         """A new link, or none where the plan needs none. Raises InvalidRequest without a target."""
@@ -38,7 +41,12 @@ class Upstream:
                 "start with --server host:50051, or ask for mode device-only",
             )
         return CloudLink(
-            self.target, connect_s=self.connect_s, deadline_s=self.deadline_s, retry_s=self.retry_s
+            self.target,
+            connect_s=self.connect_s,
+            deadline_s=self.deadline_s,
+            retry_s=self.retry_s,
+            identity=self.identity,
+            request_id=plan.request_id,
         )
 
 

@@ -69,7 +69,8 @@ class Health:
         target, wanted = self.upstream.target, (self.package.name, self.package.cloud_digest)
         if target is None:
             raise CloudUnreachable("no cloud server was named", "only mode device-only works here")
-        async with CloudLink(target, connect_s=PROBE_S, deadline_s=PROBE_S) as link:
+        identity = self.upstream.identity
+        async with CloudLink(target, connect_s=PROBE_S, deadline_s=PROBE_S, identity=identity) as link:
             served = (await link.info()).models
         if wanted not in {(model.name, model.digest) for model in served}:
             names = ", ".join(f"{model.name} ({model.digest})" for model in served)

@@ -6,6 +6,7 @@ The loop says what happens next; here is what it does to the image.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -20,11 +21,19 @@ from device_client.pacing import Situation, pace, pacing_for
 from device_client.policy import Policy
 from device_client.progress import Counters, Progress, Source, Trip
 from device_client.rounds import Round, weigh
-from shared.errors import CiarError, InvalidRequest, ModelMismatch
+from shared.errors import (
+    CiarError,
+    CloudUnreachable,
+    InvalidRequest,
+    ModelMismatch,
+    Overloaded,
+    Refused,
+)
 from shared.messages import Draft, Open, Opened, Verdict
 from shared.models.zoo import DevicePackage
 
 AnswerT = TypeVar("AnswerT")
+log = logging.getLogger(__name__)
 
 
 class Image:
@@ -34,7 +43,7 @@ class Image:
         if policy.use_cloud and cloud is None:
             raise InvalidRequest(f"mode {policy.mode!r} needs a cloud", "only device-only works without one")
         self.package, self.request, self.policy = package, request, policy
-        self.cloud = cloud if policy.use_cloud else None
+        self.cloud = self._asked = cloud if policy.use_cloud else None
         self.size = package.model.base.config.image_tokens
         self.tokens: list[int] = []
         self._sources: list[Source] = []
@@ -210,6 +219,21 @@ class Image:
         with self._timed("wait_s"):
             return await answer
 
+    @contextmanager
+    def or_alone(self) -> Iterator[None]:
+        """An act of the cloud; if none can be had and the policy says so, the image goes on without one.
+
+        What is decided stands, kept tokens among it; whatever was under way is drawn again and not judged.
+        """
+        try:
+            yield
+        except (CloudUnreachable, Overloaded) as error:
+            if self.policy.offline != "finish" or isinstance(error, Refused):
+                raise
+            log.warning("%s; the device draws the other %d tokens alone", error, self.size - len(self.tokens))
+            self._rewind()
+            self.cloud = None
+
     async def close(self) -> None:
         """End the session; an image is not lost because its cloud was."""
         if self.cloud is not None:
@@ -238,8 +262,9 @@ class Image:
         self._drafter.rewind(len(self.tokens) - 1)
 
     def _decide_kept(self, steps: Sequence[Step]) -> None:
-        self._decide([step.token for step in steps], Source.KEPT, steps)
-        self._count(kept=len(steps))
+        alone = self.cloud is not self._asked
+        self._decide([step.token for step in steps], Source.OFFLINE if alone else Source.KEPT, steps)
+        self._count(**{"offline" if alone else "kept": len(steps)})
 
     def _decide(self, tokens: Sequence[int], source: Source, steps: Sequence[Step] = ()) -> None:
         """Append tokens to the image, with the scores of the steps that drafted for these places."""
@@ -250,7 +275,7 @@ class Image:
 
     def _traffic(self) -> tuple[int, int, int]:
         """Of all images this cloud object has served."""
-        return (self.cloud.bytes_up, self.cloud.bytes_down, self.cloud.resumes) if self.cloud else (0, 0, 0)
+        return (link.bytes_up, link.bytes_down, link.resumes) if (link := self._asked) else (0, 0, 0)
 
     def _now_s(self) -> float:
         """Seconds since the image began."""

@@ -7,7 +7,8 @@ ends unannounced costs one new stream that begins with everything owned, and wha
 from __future__ import annotations
 
 import asyncio
-import re
+import logging
+import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -16,29 +17,18 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
+from device_client.identity import Identity
 from device_client.owned import Owned
-from shared.errors import CiarError, CloudUnreachable, InvalidRequest, ModelMismatch, Overloaded, SessionLost
+from device_client.replicas import FIRST_PAUSE_S, LONGEST_PAUSE_S, Replicas
+from shared.errors import CiarError, ModelMismatch, Overloaded, SessionLost
+from shared.logs import REQUEST_FIELD, new_request_id
 from shared.messages import Draft, Finish, Open, Opened, ServerInfo, Usage, Verdict
 from shared.wire import codec
 from shared.wire.pb import ciar_pb2 as pb
-from shared.wire.pb.ciar_pb2_grpc import CiarServiceStub
 
 FRAME_OVERHEAD = 5  # bytes gRPC puts before each message: a flag and the length
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
-_OPTIONS = (
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    # Without this one gRPC waits 60 s for the answer to a ping, whatever the line above says.
-    ("grpc.http2.ping_timeout_ms", 5_000),
-    ("grpc.initial_reconnect_backoff_ms", int(1000 * FIRST_PAUSE_S)),
-    ("grpc.max_reconnect_backoff_ms", int(1000 * LONGEST_PAUSE_S)),
-)
-# Statuses that say "you are wrong here"; every other is a lost session (proxies disagree on naming that).
-_REFUSALS = {
-    grpc.StatusCode.UNIMPLEMENTED: "it is no CIAR cloud server of protocol version 1",
-    grpc.StatusCode.UNAUTHENTICATED: "it wants to know who you are",
-    grpc.StatusCode.PERMISSION_DENIED: "you may not use it",
-}
+NOBODY = Identity()
+log = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT", Opened, Verdict, Usage)
 ResultT = TypeVar("ResultT")
 
@@ -46,51 +36,61 @@ ResultT = TypeVar("ResultT")
 class CloudLink:
     """A connection to a cloud server, for one image at a time; an async context manager.
 
-    target      "host:port"; IPv6 in brackets
+    target      "host:port"; IPv6 in brackets; several, separated by commas, where any will do
     connect_s   a server that never answered is given up after this
     deadline_s  for every single answer; opening may draw a whole image
     retry_s     how long a lost or overloaded server is tried again
+    request_id  what both sides log about the image
 
     All methods raise CloudUnreachable where no server answers; Overloaded after `retry_s` of refusals; and,
     at once, whatever else the server says. Links to one target share a connection: one per image is cheap.
     """
 
-    def __init__(
-        self, target: str, *, connect_s: float = 5.0, deadline_s: float = 60.0, retry_s: float = 30.0
+    def __init__(  # noqa: PLR0913 - each is an option of the command line
+        self,
+        target: str,
+        *,
+        connect_s: float = 5.0,
+        deadline_s: float = 60.0,
+        retry_s: float = 30.0,
+        identity: Identity = NOBODY,
+        request_id: str | None = None,
     ) -> None:
-        self._target = _checked_target(target)
+        self._replicas = Replicas(target, identity, connect_s)
         self._connect_s, self._deadline_s, self._retry_s = connect_s, deadline_s, retry_s
+        self.request_id = request_id or new_request_id()
+        self._log = logging.LoggerAdapter(log, {REQUEST_FIELD: self.request_id})
         self.bytes_up = self.bytes_down = 0  # frames of all streams so far
         self.resumes = 0  # sessions rebuilt after a loss
-        self._reached = False
-        self._channel: Any = None
-        self._stub: Any = None
+        self._dice = random.Random()  # jitter of pauses; in no image
         self._stream: Any = None
         self._owned: Owned | None = None
         self._hearing: asyncio.Task[Verdict] | None = None  # what is read while the device draws
 
     async def __aenter__(self) -> Self:
-        self._channel = grpc.aio.insecure_channel(self._target, options=_OPTIONS)
-        self._stub = CiarServiceStub(self._channel)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._drop()
-        await self._channel.close()
+        await self._replicas.close()
 
     async def info(self) -> ServerInfo:
         """What the server serves. Raises ModelMismatch when it speaks another version of the protocol."""
-        await self._connect()
+        replicas = self._replicas
+        await replicas.connect()
         try:
-            answer = await self._stub.GetInfo(pb.GetInfoRequest(), timeout=self._connect_s)
+            metadata = replicas.metadata(self.request_id)
+            answer = await replicas.stub.GetInfo(
+                pb.GetInfoRequest(), timeout=self._connect_s, metadata=metadata
+            )
         except grpc.aio.AioRpcError as error:
-            raise self._refused(error) or self._unreachable(str(error.details())) from error
+            raise replicas.refused(error) or replicas.unreachable(str(error.details())) from error
         info = codec.decode_info(answer)
         if info.protocol_version != codec.PROTOCOL_VERSION:
             raise ModelMismatch(
-                f"the server at {self._target} speaks protocol version {info.protocol_version}",
+                f"the server at {replicas.target} speaks protocol version {info.protocol_version}",
                 f"this device speaks version {codec.PROTOCOL_VERSION}",
                 "update the older of the two",
             )
@@ -165,24 +165,14 @@ class CloudLink:
     async def _start(self) -> Opened:
         """A new stream that begins with everything the device owns."""
         assert self._owned is not None, "open comes first"
-        await self._connect()
+        await self._replicas.connect()
         frame = codec.encode_open(self._owned.order())
-        self._stream = self._stub.Generate()
+        self._stream = self._replicas.stub.Generate(metadata=self._replicas.metadata(self.request_id))
         opened = await self._exchange(frame, Opened, self._deadline_s)
         with self._dropping():
             self._owned.begin(opened)
+        self._log.info("session %s at %s", opened.session, self._replicas.target)
         return opened
-
-    async def _connect(self) -> None:
-        """Wait for a connection. Raises CloudUnreachable after `connect_s`, SessionLost if there was one."""
-        try:
-            async with asyncio.timeout(self._connect_s):
-                await self._channel.channel_ready()
-        except TimeoutError:
-            if self._reached:
-                raise SessionLost(f"no connection to {self._target} within {self._connect_s:g} s") from None
-            raise self._unreachable(f"nobody answered within {self._connect_s:g} s") from None
-        self._reached = True
 
     async def _exchange(self, frame: pb.GenerateRequest, kind: type[AnswerT], deadline_s: float) -> AnswerT:
         """Send one frame and read its answer."""
@@ -199,7 +189,7 @@ class CloudLink:
         async with self._talking(deadline_s) as stream:
             answer = await stream.read()
             if not isinstance(answer, pb.GenerateResponse):
-                raise SessionLost(f"{self._target} ended the stream unannounced")
+                raise SessionLost(f"{self._replicas.target} ended the stream unannounced")
             self.bytes_down += answer.ByteSize() + FRAME_OVERHEAD
             return codec.decode_response(answer)
 
@@ -207,18 +197,19 @@ class CloudLink:
     async def _talking(self, deadline_s: float) -> AsyncGenerator[Any, None]:
         """The stream, for one act: the one place where foreign errors become ours."""
         if self._stream is None:
-            raise SessionLost(f"there is no open stream to {self._target}")
+            raise SessionLost(f"there is no open stream to {self._replicas.target}")
         with self._dropping():
             try:
                 async with asyncio.timeout(deadline_s):
                     yield self._stream
             except TimeoutError as error:
-                raise SessionLost(f"{self._target} gave no answer within {deadline_s:g} s") from error
+                what = f"{self._replicas.target} gave no answer within {deadline_s:g} s"
+                raise SessionLost(what) from error
             except asyncio.InvalidStateError as error:  # what gRPC says about writing to a finished stream
-                raise SessionLost(f"the stream to {self._target} had ended") from error
+                raise SessionLost(f"the stream to {self._replicas.target} had ended") from error
             except grpc.aio.AioRpcError as error:
-                lost = SessionLost(f"lost {self._target}: {error.details()}")
-                raise self._refused(error) or lost from error
+                lost = SessionLost(f"lost {self._replicas.target}: {error.details()}")
+                raise self._replicas.refused(error) or lost from error
 
     @contextmanager
     def _dropping(self) -> Iterator[None]:
@@ -236,39 +227,37 @@ class CloudLink:
         if not isinstance(message, kind):
             self._drop()
             what = f"{type(message).__name__} instead of {kind.__name__}"
-            raise CiarError(f"{self._target} answered {what}", "that is not in the protocol")
+            raise CiarError(f"{self._replicas.target} answered {what}", "that is not in the protocol")
         return message
 
     async def _persist(self, act: Callable[[], Awaitable[ResultT]]) -> ResultT:
-        """Act, again while the stream is lost or the server full, for `retry_s` after the first failure."""
-        pause_s, until = FIRST_PAUSE_S, None
+        """Act, again while the stream is lost or the server full, for `retry_s` after the first failure.
+
+        Every further try is with the next server; the pause before it comes once all have had their turn.
+        """
+        pause_s, until, tries = FIRST_PAUSE_S, None, 0
         while True:
             problem: Overloaded | SessionLost
             try:
                 return await act()
-            except Overloaded as full:
-                problem, wait_s = full, max(full.retry_after_s, FIRST_PAUSE_S)
+            except Overloaded as full:  # never sooner than it says, and not all of those refused at once
+                problem = full
+                wait_s = max(full.retry_after_s, FIRST_PAUSE_S) * self._dice.uniform(1.0, 1.25)
             except SessionLost as lost:
-                problem, wait_s, pause_s = lost, pause_s, min(2 * pause_s, LONGEST_PAUSE_S)
+                problem, wait_s = lost, pause_s * self._dice.uniform(0.5, 1.0)
             until = until or time.monotonic() + self._retry_s
+            tries += 1
+            if tries % len(self._replicas):
+                wait_s = 0.0
+            else:
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             if time.monotonic() + wait_s > until:
                 if isinstance(problem, Overloaded):
                     raise problem
-                raise self._unreachable(str(problem)) from problem
+                raise self._replicas.unreachable(str(problem)) from problem
+            self._log.warning("%s; trying again in %.2f s", problem.what, wait_s)
+            self._replicas.move_on()
             await asyncio.sleep(wait_s)
-
-    def _refused(self, error: grpc.aio.AioRpcError) -> CloudUnreachable | None:
-        """The error of a status that no repetition can help; None for any other."""
-        code = error.code()
-        if code not in _REFUSALS:
-            return None
-        return CloudUnreachable(f"{self._target} refuses ({code.name}: {error.details()})", _REFUSALS[code])
-
-    def _unreachable(self, why: str) -> CloudUnreachable:
-        port = self._target.rpartition(":")[2]
-        return CloudUnreachable(
-            f"no cloud server at {self._target}", why, f"start one: cloud-server --model emoji --port {port}"
-        )
 
     def _drop(self) -> None:
         """Give the stream up; its session ends with it."""
@@ -278,15 +267,3 @@ class CloudLink:
         if self._stream is not None:
             self._stream.cancel()
             self._stream = None
-
-
-def _checked_target(target: str) -> str:
-    """`target`, or InvalidRequest unless it is host:port."""
-    match = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(\d{1,5})", target)
-    if match is None or not 1 <= int(match[1]) <= 65535:
-        raise InvalidRequest(
-            f"server {target!r} is not host:port",
-            "a port is 1 to 65535",
-            "try 127.0.0.1:50051 or [::1]:50051",
-        )
-    return target

@@ -31,11 +31,13 @@ async def decode(
     image = Image(package, request, policy, cloud)
     try:
         if image.cloud is not None:
-            image.begin(await image.waiting(image.cloud.open(image.order())))
+            with image.or_alone():
+                image.begin(await image.waiting(image.cloud.open(image.order())))
             yield image.progress()
         while not image.done:
             if image.cloud is not None and image.must_listen:
-                image.settle(await image.waiting(image.cloud.receive()))
+                with image.or_alone():
+                    image.settle(await image.waiting(image.cloud.receive()))
             else:
                 step = await image.draw()
                 if image.owes_bonus:
@@ -43,7 +45,8 @@ async def decode(
                 elif image.cloud is None or not (image.in_span or image.asks(step)):
                     image.keep(step)
                 elif image.extend_span(step):
-                    await image.waiting(image.cloud.send(image.draft()))
+                    with image.or_alone():
+                        await image.waiting(image.cloud.send(image.draft()))
             if image.grew:
                 yield image.progress()
     finally:

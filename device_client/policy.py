@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from device_client.pacing import pace
 from shared.decoding import acceptance as rules
@@ -20,6 +21,7 @@ from shared.messages import MAX_FORWARDS
 MODES = ("ciar", "exact", "cloud-only", "device-only")
 MAX_SPAN = 64
 MAX_IN_FLIGHT = 4
+OFFLINE = ("retry", "finish")  # what becomes of an image when no cloud can be had
 ADAPTIVE = "adaptive"
 DEFAULT_GATE = "entropy"  # where no calibration names another; adaptive spans go by the same
 DEFAULT_BUDGET = 0.32  # cloud forwards per token, calibrated at spans of 5
@@ -31,7 +33,7 @@ UNSCORED = ("never", "always")  # gates that need no threshold and no calibratio
 _GATING = ("gate", "threshold", "cloud_budget", "promise", "pacing")
 # Overrides that would contradict what a mode is; `acceptance` also says how a side draws:
 # it always means something.
-_ROUNDS = ("guesses", "max_forwards", "in_flight")
+_ROUNDS = ("guesses", "max_forwards", "in_flight", "offline")
 _MEANINGLESS = {
     "ciar": (),
     "exact": _GATING,
@@ -66,6 +68,7 @@ class Policy:
     pacing          a name in device_client.pacing.PACES: how the threshold moves within an image
     budget          the cloud forwards per token that `threshold` stands for; None where tau was given
     relaxation      how far "relaxed" acceptance may stray; None for any other
+    offline         when no cloud can be had any more: "retry" gives the image up, "finish" ends it alone
     """
 
     mode: str
@@ -83,6 +86,7 @@ class Policy:
     pacing: str = "fixed"
     budget: float | None = None
     relaxation: Relaxation | None = None
+    offline: str = "retry"
 
     def __post_init__(self) -> None:
         # Written so that NaN fails every test.
@@ -98,6 +102,7 @@ class Policy:
         forwards, flight = self.max_forwards, self.in_flight
         _require(1 <= forwards <= MAX_FORWARDS, "max forwards", forwards, f"1 to {MAX_FORWARDS}")
         _require(1 <= flight <= MAX_IN_FLIGHT, "rounds in flight", flight, f"1 to {MAX_IN_FLIGHT}")
+        _require(self.offline in OFFLINE, "offline", self.offline, ", ".join(OFFLINE))
         alone = self.gate == "never" and self.prefix_rate == 0.0
         _require(self.use_cloud or alone, "gate without a cloud", self.gate, "never, with prefix rate 0")
         pace(self.pacing)
@@ -153,6 +158,7 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     max_forwards: int | None = None,
     in_flight: int | None = None,
     relaxation: Relaxation | None = None,
+    offline: str | None = None,
 ) -> Policy:
     """The policy of a mode with overrides on top; None keeps what the mode says.
 
@@ -168,7 +174,8 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     """
     _require(mode in MODES, "mode", mode, ", ".join(MODES))
     dials = {"threshold": threshold, "cloud_budget": cloud_budget, "promise": promise}
-    rounds = {"guesses": guesses, "max_forwards": max_forwards, "in_flight": in_flight}
+    rounds: dict[str, Any] = {"guesses": guesses, "max_forwards": max_forwards, "in_flight": in_flight}
+    rounds["offline"] = offline
     given = {"gate": gate, **dials, "pacing": pacing, "span": span, "prefix_rate": prefix_rate, **rounds}
     _refuse_meaningless(mode, [name for name, value in given.items() if value is not None])
     policy = _PRESETS[mode]
@@ -178,7 +185,7 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
         policy,
         gate=gate or (usual if mode == "ciar" else policy.gate),
         relaxation=relaxation,
-        **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]
+        **{name: value for name, value in changes.items() if value is not None},
     )
     if span is not None or guesses is not None:
         policy = _with_span(policy, ADAPTIVE if span is None else span)

@@ -14,6 +14,7 @@ class Source(IntEnum):
     VERIFIED = 2  # drafted by the device, accepted by the cloud
     CORRECTED = 3  # drawn by the cloud in place of a rejected draft
     BONUS = 4  # drawn by the cloud behind a span accepted whole, or further behind its correction
+    OFFLINE = 5  # drawn by the device because no cloud could be had any more
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Counters:
     judged: int = 0
     accepted: int = 0
     resumes: int = 0
+    offline: int = 0  # tokens decided after the cloud was given up; not in `kept`
     device_s: float = 0.0  # computing on the device
     cloud_s: float = 0.0  # model time, as the cloud reports it
     wait_s: float = 0.0  # from asking to having the answer

@@ -34,6 +34,7 @@ COLOURS: Mapping[Source, str] = {
     Source.VERIFIED: "#56B4E9",
     Source.CORRECTED: "#D55E00",
     Source.BONUS: "#F0E442",
+    Source.OFFLINE: "#CC79A7",
 }
 MEANING: Mapping[Source, str] = {
     Source.PREFIX: "prefix: drawn by the cloud",
@@ -41,6 +42,7 @@ MEANING: Mapping[Source, str] = {
     Source.VERIFIED: "verified: the cloud agreed",
     Source.CORRECTED: "corrected: the cloud differed",
     Source.BONUS: "bonus: the cloud's next token",
+    Source.OFFLINE: "offline: the device alone",
 }
 
 

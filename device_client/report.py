@@ -21,6 +21,7 @@ RAW = {
     "kept": ("kept", "d"),
     "judged": ("judged", "d"),
     "accepted": ("accepted", "d"),
+    "offline": ("offline", "d"),
     "device, s": ("device_s", ".3f"),
     "cloud, s": ("cloud_s", ".3f"),
     "wait, s": ("wait_s", ".3f"),

@@ -6,7 +6,7 @@ The command line and the REST gateway share it. Knows nothing of either, nor of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from shared.decoding.gates import GATES, gate
 from shared.decoding.noise import SEED_LIMIT
 from shared.decoding.warp import MAX_GUIDANCE, MAX_TEMPERATURE
 from shared.errors import InvalidRequest
+from shared.logs import new_request_id
 from shared.messages import MAX_FORWARDS
 from shared.models.zoo import DevicePackage
 
@@ -109,6 +110,9 @@ class Wish(BaseModel):
         default=None,
         description="relaxed acceptance: mass at most this multiple of the draft's own, 1 and more; off",
     )
+    offline: Literal["retry", "finish"] | None = Field(
+        default=None, description="when no cloud can be had: retry, then fail; or finish the picture alone"
+    )
     guidance: Annotated[Number, Field(ge=0, le=MAX_GUIDANCE)] | None = Field(
         default=None,
         description=f"how closely to follow the prompt: 0 to {MAX_GUIDANCE:g}, 1 is off",
@@ -133,6 +137,7 @@ class Plan:
     policy: Policy
     settings: Mapping[str, Any]
     notes: tuple[str, ...]
+    request_id: str = field(default_factory=new_request_id)  # names the picture in the logs of both sides
 
 
 def make_plan(package: DevicePackage, wish: Wish) -> Plan:
@@ -159,6 +164,7 @@ def make_plan(package: DevicePackage, wish: Wish) -> Plan:
         promise=wish.promise,
         pacing=wish.policy,
         relaxation=_relaxation(wish),
+        offline=wish.offline,
     )
     return Plan(request, policy, _settings(package, request, policy), tuple(_notes(package, request)))
 

@@ -15,6 +15,7 @@ from evaluation.verbs.features import Features
 from evaluation.verbs.link import Link, LinkCheck
 from evaluation.verbs.machine import EngineSpeed, Memory
 from evaluation.verbs.quality import Quality
+from evaluation.verbs.serving import Fuzz, Overhead
 from evaluation.verbs.sheet import Sheet
 from evaluation.verbs.study import All, Figure, Table
 from shared.config import wrong_values
@@ -44,6 +45,8 @@ class EvalApp(BaseSettings):
     engine: CliSubCommand[EngineSpeed]
     memory: CliSubCommand[Memory]
     features: CliSubCommand[Features]
+    fuzz: CliSubCommand[Fuzz]
+    overhead: CliSubCommand[Overhead]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,10 +1,12 @@
-"""Shapes of models as frozen dataclasses. An unknown or missing key is an error. Knows nothing of files or
-torch."""
+"""Shapes of models as frozen dataclasses, and settings from TOML. An unknown or missing key is an error.
+Knows nothing of torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import tomllib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from shared.errors import InvalidRequest
@@ -28,6 +30,34 @@ def from_dict(kind: type[ConfigT], values: dict[str, Any]) -> ConfigT:
             f"{kind.__name__}: unknown keys {unknown}, missing keys {missing}", f"allowed: {sorted(known)}"
         )
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def read_settings(file: Path, allowed: Collection[str]) -> dict[str, Any]:
+    """The settings in a TOML file, named like the flags, with - or _ in them.
+
+    Raises InvalidRequest for a file that cannot be read and for names that are no flags.
+    """
+    try:
+        found = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidRequest(f"--config {file} cannot be read", str(error.strerror)) from None
+    except ValueError as error:  # no UTF-8, or no TOML
+        raise InvalidRequest(f"--config {file} is no TOML", str(error)) from None
+    settings = {name.replace("-", "_"): value for name, value in found.items()}
+    if unknown := sorted(settings.keys() - set(allowed)):
+        names = ", ".join(sorted(name.replace("_", "-") for name in allowed))
+        raise InvalidRequest(f"--config {file} sets {unknown}", f"allowed: {names}")
+    return settings
+
+
+def config_file(argv: Sequence[str], variable: str | None) -> Path | None:
+    """The file `--config` names, or else the environment variable; None for neither."""
+    for place, word in enumerate(argv):
+        if word.startswith("--config="):
+            return Path(word.removeprefix("--config="))
+        if word == "--config" and place + 1 < len(argv):
+            return Path(argv[place + 1])
+    return Path(variable) if variable else None
 
 
 def to_dict(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the dataclasses here

@@ -9,6 +9,7 @@ CiarError
 |-- Overloaded          the server has no free session; try again after `retry_after_s`
 |-- SessionLost         the stream ended without Finish; the device may resume what it owns
 `-- CloudUnreachable    no server answered within the deadline
+    `-- Refused         one did, and does not want this device: repeating it cannot help
 """
 
 from __future__ import annotations
@@ -59,3 +60,7 @@ class SessionLost(CiarError):
 
 class CloudUnreachable(CiarError):
     """No server answered within the deadline."""
+
+
+class Refused(CloudUnreachable):
+    """A server answered, and does not want this device; repeating it cannot help."""

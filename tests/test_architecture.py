@@ -17,16 +17,20 @@ MAY_IMPORT = {
     "evaluation": {"evaluation", "cloud_server", "device_client", "training", "shared"},
 }
 PB = "shared/wire/pb/"
-CALLERS = ("cloud_server/server.py", "cloud_server/service.py", "device_client/link.py")
+CALLERS = (
+    *(f"cloud_server/{name}.py" for name in ("server", "service", "security")),
+    *(f"device_client/{name}.py" for name in ("link", "replicas")),
+)
+FUZZ = "evaluation/fuzz.py"  # sends bytes that are no frames
 # name -> the files (or folders) that may name it; folders end with "/"
 ONLY_IN = {
-    "grpc": (*CALLERS, PB),
+    "grpc": (*CALLERS, FUZZ, PB),
     "grpc_health": ("cloud_server/server.py",),
     "grpc_reflection": ("cloud_server/server.py",),
     "google.protobuf": ("shared/wire/", PB),
     "shared.wire.pb": (*CALLERS, "shared/wire/"),
     "asyncio": (
-        *(f"cloud_server/{name}.py" for name in ("server", "service", "scheduler", "cli")),
+        *(f"cloud_server/{name}.py" for name in ("server", "service", "admission", "scheduler", "cli")),
         "device_client/",
         "evaluation/",
     ),

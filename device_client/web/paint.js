@@ -6,6 +6,7 @@ export const SOURCES = {
   verified: "drafted, the cloud agreed",
   corrected: "corrected by the cloud",
   bonus: "the cloud's next token",
+  offline: "decided alone, the cloud was away",
 };
 const HEAT = [[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]];
 const CELL = 12; // canvas pixels per token and side, for grids

@@ -75,10 +75,11 @@ function numbers(entry, model) {
 }
 
 /** Who decided what, in a sentence. */
-function story({ prefix = 0, kept = 0, verified = 0, corrected = 0, bonus = 0 }, size) {
+function story({ prefix = 0, kept = 0, verified = 0, corrected = 0, bonus = 0, offline = 0 }, size) {
   const parts = [`Of ${size} tokens the device decided ${kept} by itself`];
   if (verified + corrected) parts.push(`the cloud agreed with ${verified} of its drafts and corrected ${corrected}`);
   if (prefix + bonus) parts.push(`and drew ${prefix + bonus} more`);
+  if (offline) parts.push(`and the last ${offline} were drawn without the cloud, which was away`);
   return `${parts.join(", ")}.`;
 }
 

@@ -129,6 +129,14 @@ def encode_response(message: Opened | Verdict | Usage | CiarError) -> pb.Generat
             return pb.GenerateResponse(error=failures.encode_error(message))
 
 
+def read_response(data: bytes) -> Opened | Verdict | Usage:
+    """The message in the bytes of a frame. Raises like `decode_response`, and CiarError for no frame."""
+    try:
+        return decode_response(pb.GenerateResponse.FromString(data))
+    except DecodeError:
+        raise CiarError("the bytes from the cloud are no frame") from None
+
+
 def decode_response(frame: pb.GenerateResponse) -> Opened | Verdict | Usage:
     """The message in a frame. Raises the error an Error frame names, and CiarError for a malformed frame."""
     match frame.WhichOneof("frame"):

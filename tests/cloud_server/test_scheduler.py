@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from cloud_server.engine import Answer, Engine
-from cloud_server.scheduler import Scheduler
+from cloud_server.scheduler import Pace, Scheduler
 from cloud_server.session import Job, Session
 from cloud_server.telemetry import Telemetry
 from shared.errors import Overloaded
@@ -129,3 +129,67 @@ async def test_an_abandoned_opening_takes_no_slot(
     await scheduler.open(order(cloud))
     with pytest.raises(Overloaded):
         await scheduler.open(order(cloud))
+
+
+async def test_a_bad_job_does_not_spoil_its_batch_mates(
+    scheduler: Scheduler, gated: Gated, cloud: CloudModel
+) -> None:
+    sessions = await opened(scheduler, gated, cloud, 4)
+    tasks = [asyncio.create_task(scheduler.submit(Job(sessions[3])))]
+    await asyncio.sleep(0.05)
+    spans = [tokens(12), tokens(13), tokens(11)]
+    tasks += [
+        asyncio.create_task(scheduler.submit(Job(session, span)))
+        for session, span in zip(sessions, spans, strict=False)
+    ]
+    await asyncio.sleep(0.05)
+    gated.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Answer, Answer, ValueError, Answer]
+    alone = Gated(cloud)
+    alone.gate.set()
+    for session, span in zip(sessions[:3:2], spans[::2], strict=True):
+        twin = alone.open(session.order)
+        alone.run([Job(twin, span)])
+        assert twin.tokens == session.tokens
+    assert sessions[1].tokens == []
+
+
+@pytest.mark.parametrize("max_wait_s", [0.0, 5.0])
+async def test_a_batch_waits_for_company_no_longer_than_it_may(
+    gated: Gated, cloud: CloudModel, max_wait_s: float
+) -> None:
+    """With time to wait, all who have a session come together; without, the first goes alone."""
+    scheduler = Scheduler(gated, Telemetry(), Pace(max_wait_s))
+    sessions = await opened(scheduler, gated, cloud, 3)
+    gated.gate.set()
+    tasks = []
+    for session in sessions:
+        tasks.append(asyncio.create_task(scheduler.submit(Job(session))))
+        await asyncio.sleep(0.1)
+    await asyncio.gather(*tasks)
+    scheduler.stop()
+    assert [len(batch) for batch in gated.batches] == ([3] if max_wait_s else [1, 1, 1])
+
+
+async def test_whoever_comes_not_is_not_waited_for_long(gated: Gated, cloud: CloudModel) -> None:
+    scheduler = Scheduler(gated, Telemetry(), Pace(max_wait_s=0.05))
+    one, _ = await opened(scheduler, gated, cloud, 2)
+    gated.gate.set()
+    await asyncio.wait_for(scheduler.submit(Job(one)), 5)
+    scheduler.stop()
+    assert gated.batches == [[one]]
+
+
+async def test_everybody_has_a_turn_between_two_turns_of_another(
+    scheduler: Scheduler, gated: Gated, cloud: CloudModel
+) -> None:
+    """However many jobs one device has waiting, each forward takes one of every session's."""
+    greedy, modest = await opened(scheduler, gated, cloud, 2)
+    tasks = [asyncio.create_task(scheduler.submit(Job(greedy))) for _ in range(6)]
+    await asyncio.sleep(0.05)
+    tasks += [asyncio.create_task(scheduler.submit(Job(modest))) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    gated.gate.set()
+    await asyncio.gather(*tasks)
+    assert [modest in batch for batch in gated.batches[:4]] == [False, True, True, False]

@@ -382,7 +382,7 @@ def test_version(run: Run) -> None:
 
 def test_the_words_of_the_wish_are_those_of_the_policy() -> None:
     assert get_args(wish.Mode) == MODES
-    assert len(Source) == 5
+    assert len(Source) == 6
 
 
 def test_an_interrupt_exits_with_130(model: str, tmp_path: Path) -> None:

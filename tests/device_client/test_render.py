@@ -98,7 +98,7 @@ def colour_at(image: Image.Image, place: int, grid: int, inset: int) -> tuple[in
 
 
 def test_the_map_colours_every_source(tmp_path: Path) -> None:
-    sources = [*Source, *[Source.KEPT] * 4]
+    sources = [*Source, *[Source.KEPT] * 3]
     image = render.source_map(sources, 3)
     for place, source in enumerate(sources):
         assert colour_at(image, place, 3, render.CELL // 2) == ImageColor.getrgb(render.COLOURS[source])
