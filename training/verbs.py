@@ -13,12 +13,12 @@ import torch
 from pydantic import BaseModel, Field
 from pydantic_settings import CliImplicitFlag
 
-from shared.decoding.gates import GATES
 from shared.decoding.heads import COMBINATIONS
 from shared.models.inter_head import MAX_HEADS
 from training.ablate import GROUPS, ablate
 from training.base import BaseRun, BaseTrainer
 from training.bridge import BridgeRun, BridgeTrainer
+from training.calibrate import CALIBRATED
 from training.device import DeviceRun, DeviceTrainer
 from training.engine import DEVICES, PRECISIONS, STRATEGIES, Engine, Place, launch
 from training.inter_dro import BOUNDS, TERMS, InterDRO
@@ -152,7 +152,7 @@ class Bridge(PlacedRun):
     held_back: int = Field(32, description="images the effect is measured on", gt=0)
     images: Path | None = Field(None, description="folder of drawn images; default OUT")
     rate: float = Field(3e-4, description="learning rate", gt=0)
-    gate: str = Field("entropy", description=f"the device keeps what it scores least: {', '.join(GATES)}")
+    gate: str = Field("entropy", description=f"the device keeps what it scores least: {', '.join(CALIBRATED)}")
     least: float = Field(0.3, description="least share of an image's tokens that the device keeps")
     most: float = Field(0.8, description="largest share of an image's tokens that the device keeps")
 
