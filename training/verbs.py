@@ -152,7 +152,7 @@ class Bridge(PlacedRun):
     held_back: int = Field(32, description="images the effect is measured on", gt=0)
     images: Path | None = Field(None, description="folder of drawn images; default OUT")
     rate: float = Field(3e-4, description="learning rate", gt=0)
-    gate: str = Field("entropy", description=f"the device keeps what it scores least: {', '.join(CALIBRATED)}")
+    gate: str = Field("entropy", description=f"keeps what it scores least: {', '.join(CALIBRATED)}")
     least: float = Field(0.3, description="least share of an image's tokens that the device keeps")
     most: float = Field(0.8, description="largest share of an image's tokens that the device keeps")
 
