@@ -80,10 +80,10 @@ def with_radii(base: ImageModel, config: DeviceConfig) -> DeviceModel:
     for head in (device.inter_head, *device.whole_heads):
         nn.init.normal_(head.radius.weight, std=0.01)
         nn.init.constant_(head.radius.bias, -2.0)
-    first = base.gpt.output.weight
+    first = base.gpt.get_parameter("output.weight").detach()
     for whole in device.whole_heads:
         nn.init.normal_(whole.centre.weight, std=HEAD_SPREAD * first.std().item())
-        whole.centre.weight.data.add_(first.detach())
+        whole.centre.weight.data.add_(first)
     return device.eval()
 
 
