@@ -83,8 +83,8 @@ def ablate(base: DeviceRun, groups: Sequence[str], engine: Engine) -> str:
 
 
 def _measure(variant: Variant, out: Path, engine: Engine) -> dict[str, Any]:
-    """Train one variant, or what is left of it; its last evaluation and its last step's statistics."""
-    DeviceTrainer(replace(variant.run, out=out), engine).train()
+    """Train one variant, or what is left of it; nothing is exported. Its last evaluation and step."""
+    DeviceTrainer(replace(variant.run, out=out), engine).learn()
     engine.wait()
     last: dict[str, Any] = {}
     for line in _lines(out / "log.jsonl"):

@@ -206,7 +206,14 @@ class DeviceTrainer:
         self.folder.save(self.learner.state())
 
     def train(self) -> None:
-        """Run to the last step or until nothing improves, export, calibrate."""
+        """Learn, export, calibrate."""
+        self.learn()
+        model = self.shipped_model()
+        if self.engine.main:
+            self.export(model)
+
+    def learn(self) -> None:
+        """Run to the last step or until nothing improves."""
         run, learner = self.run, self.learner
         at_checkpoint = learner.step > 0 and learner.step % run.checkpoint_every == 0
         if at_checkpoint and learner.step not in self.stopping.seen:
@@ -214,11 +221,13 @@ class DeviceTrainer:
         while learner.step < run.steps and not self.stopping.over:
             mark = learner.step + run.checkpoint_every - learner.step % run.checkpoint_every
             drive(self, min(mark, run.steps), run.batch, run.checkpoint_every)
-        model = self.shipped_model()
-        if self.engine.main:
-            save_device(run.out / "device", model)
-            pair = Pair(word_model(run.cloud), model.cpu(), None)
-            write_fitted(run.out / "device", fit_gates(pair, self.held_back, Fitting(play(run.warp))))
+
+    def export(self, model: DeviceModel) -> None:
+        """Write the device folder, its gates calibrated on the held-back images."""
+        run = self.run
+        save_device(run.out / "device", model)
+        pair = Pair(word_model(run.cloud), model.cpu(), None)
+        write_fitted(run.out / "device", fit_gates(pair, self.held_back, Fitting(play(run.warp))))
 
     def advance(self) -> dict[str, float]:
         """One optimiser step on a mixture of drawn and real sequences; the losses are per position."""

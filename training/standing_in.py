@@ -20,6 +20,7 @@ from shared.decoding.noise import gumbel
 from shared.decoding.warp import Warp, warp_logits
 from shared.errors import InvalidRequest
 from shared.models.inter_head import DeviceModel
+from training.calibrate import CALIBRATED
 from training.device import forced_hidden
 
 
@@ -27,7 +28,7 @@ from training.device import forced_hidden
 class Keeping:
     """How much the device keeps. Raises InvalidRequest for a value out of range.
 
-    gate    whose least scores are kept
+    gate    whose least scores are kept; one that scores without being fitted
     least, most   the share of places kept behind the prefix is drawn between them, image by image
     prefix_rate   rho: the cloud draws the first floor(rho * T) tokens
     passes  runs of the device over its own tokens
@@ -40,8 +41,8 @@ class Keeping:
     passes: int = 2
 
     def __post_init__(self) -> None:
-        if self.gate not in GATES:
-            raise InvalidRequest(f"unknown gate {self.gate!r}", f"allowed: {', '.join(GATES)}")
+        if self.gate not in CALIBRATED:
+            raise InvalidRequest(f"unknown gate {self.gate!r}", f"allowed: {', '.join(CALIBRATED)}")
         if not 0 < self.least <= self.most <= 1:
             why = "allowed: above 0, up to 1, the least first"
             raise InvalidRequest(f"shares kept {self.least} to {self.most} are not allowed", why)

@@ -13,12 +13,12 @@ import torch
 from pydantic import BaseModel, Field
 from pydantic_settings import CliImplicitFlag
 
-from shared.decoding.gates import GATES
 from shared.decoding.heads import COMBINATIONS
 from shared.models.inter_head import MAX_HEADS
 from training.ablate import GROUPS, ablate
 from training.base import BaseRun, BaseTrainer
 from training.bridge import BridgeRun, BridgeTrainer
+from training.calibrate import CALIBRATED
 from training.device import DeviceRun, DeviceTrainer
 from training.engine import DEVICES, PRECISIONS, STRATEGIES, Engine, Place, launch
 from training.inter_dro import BOUNDS, TERMS, InterDRO
@@ -100,6 +100,7 @@ class Device(PlacedRun):
     bounds: str = Field("logit", description=f"how the bounds enter the loss: {' or '.join(BOUNDS)}")
     without: list[str] = Field([], description=f"terms of the loss to leave out: {', '.join(TERMS)}")
     drawn: int = Field(256, description="images the cloud draws for training", gt=0)
+    calibration_images: int = Field(64, description="held-back images the gates are measured on", gt=0)
     drawn_share: float = Field(0.5, description="share of a batch that the cloud drew", ge=0, le=1)
     real: int = Field(0, description="size of a fixed pool of real scenes; 0: always fresh ones", ge=0)
     images: Path | None = Field(None, description="folder of drawn images and kept teachers; default OUT")
@@ -150,7 +151,8 @@ class Bridge(PlacedRun):
     drawn: int = Field(256, description="images the cloud draws for training", gt=0)
     held_back: int = Field(32, description="images the effect is measured on", gt=0)
     images: Path | None = Field(None, description="folder of drawn images; default OUT")
-    gate: str = Field("entropy", description=f"the device keeps what it scores least: {', '.join(GATES)}")
+    rate: float = Field(3e-4, description="learning rate", gt=0)
+    gate: str = Field("entropy", description=f"keeps what it scores least: {', '.join(CALIBRATED)}")
     least: float = Field(0.3, description="least share of an image's tokens that the device keeps")
     most: float = Field(0.8, description="largest share of an image's tokens that the device keeps")
 

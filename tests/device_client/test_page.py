@@ -19,6 +19,7 @@ import device_client
 from device_client import jobs
 from device_client.draw import Upstream
 from device_client.gateway import create_app
+from device_client.progress import Source
 from device_client.render import CHUNK, COLOURS
 from shared.models.zoo import DevicePackage
 from tests.device_client.browser import Browser, CloudProcess, behind_a_socket, chromium
@@ -64,7 +65,7 @@ def test_a_click_draws_a_picture(browser: Browser, page: str) -> None:
     wish = {"prompt": "a red cat", "seed": 5}
     assert browser.canvas("picture").convert("RGB").tobytes() == picture(page, **wish).tobytes()
     counts = [int(count) for count in re.findall(r"\d+$", browser.text("legend"), re.MULTILINE)]
-    assert sum(counts) == TOKENS and len(counts) == 5
+    assert sum(counts) == TOKENS and len(counts) == len(Source)
     for name in ("cloud calls", "bytes up", "bytes down", "seconds", "accepted", "rounds"):
         assert name in browser.text("counters")
     assert len(browser.driver.find_elements(By.CSS_SELECTOR, "#timeline .accepted")) > 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,8 @@ import torch
 
 from device_client.drafter import Drafter
 from shared.errors import InvalidRequest
-from shared.models.checkpoint import digest, load_device, load_vq
-from shared.models.gate_file import GATE_FILE, read_learned
 from shared.models.inter_head import quantise_features
-from shared.models.zoo import CALIBRATION, DevicePackage, read_calibration
+from shared.models.zoo import load_device_package
 from tests.training.conftest import device_run
 from training.ablate import COLUMNS, ablate, variants
 from training.device import DeviceTrainer, forced_hidden, radius_figures
@@ -37,36 +36,42 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_resumed_variant_equals_an_uninterrupted_one_and_draws(
+def test_a_resumed_variant_equals_an_uninterrupted_one(
     name: str, artwork: Path, cloud_home: Path, tmp_path: Path
 ) -> None:
-    """To the bit, early stop included; what it exports drafts on the device as it does under training."""
+    """To the bit, early stop included."""
     run = device_run(artwork, cloud_home, tmp_path / "whole", patience=3, **VARIANTS[name])
-    DeviceTrainer(run).train()
+    whole = DeviceTrainer(run)
+    whole.learn()
     half_run = replace(run, out=tmp_path / "half")
     half = DeviceTrainer(half_run)
     while half.learner.step < 2:
         half.advance()
     half.save()  # and not its evaluation
     torch.manual_seed(99)  # nothing may depend on global random state
-    DeviceTrainer(half_run).train()
-    assert digest(tmp_path / "half/device") == digest(tmp_path / "whole/device")
-    assert_drafts(run.out / "device", cloud_home, half)
+    again = DeviceTrainer(half_run)
+    again.learn()
+    weights = again.shipped_model().state_dict()
+    assert all(torch.equal(value, weights[n]) for n, value in whole.shipped_model().state_dict().items())
+    assert again.stopping.seen == whole.stopping.seen
 
 
-def assert_drafts(folder: Path, cloud_home: Path, trainer: DeviceTrainer) -> None:
+def test_many_heads_and_two_rows_draft_as_they_were_trained(
+    artwork: Path, cloud_home: Path, tmp_path: Path
+) -> None:
     """Step by step the drafter finds the centres and the features of one teacher-forced forward."""
-    model, run = load_device(folder), trainer.run
-    calibration = read_calibration(folder / CALIBRATION)
-    learned = read_learned(folder / GATE_FILE, model.config.cloud_digest)
-    vq = load_vq(cloud_home / "vq")
-    package = DevicePackage("tiny", digest(folder), model, vq, calibration, learned)
-    held = trainer.held_back
-    tokens = held.tokens_NT[0].tolist()
+    run = device_run(
+        artwork, cloud_home, tmp_path / "model", steps=1, heads=5, combine="ensemble", distill_guidance=False
+    )
+    trainer = DeviceTrainer(run)
+    trainer.train()
+    shutil.copytree(cloud_home / "vq", run.out / "vq")
+    package, held = load_device_package(str(run.out), run.out.parent), trainer.held_back
+    model, tokens = package.model, held.tokens_NT[0].tolist()
     with torch.no_grad():
         hidden = forced_hidden(model, held.captions[:1], held.tokens_NT[:1], run.rows)[:, 0]
         centre, radius = model.centre(hidden, run.guidance), model.radius(hidden[0])
-    drafter = Drafter(package, held.captions[0], held.seeds[0], calibration.warp, gate="interval")
+    drafter = Drafter(package, held.captions[0], held.seeds[0], package.calibration.warp, gate="interval")
     steps = [drafter.step(tokens[:place]) for place in range(6)]
     for place, step in enumerate(steps):
         torch.testing.assert_close(step.centre_1V[0], centre[place], rtol=1e-3, atol=1e-3)
@@ -80,7 +85,7 @@ def assert_drafts(folder: Path, cloud_home: Path, trainer: DeviceTrainer) -> Non
 
 def test_metrics_of_a_step_and_of_an_evaluation(artwork: Path, cloud_home: Path, tmp_path: Path) -> None:
     run = device_run(artwork, cloud_home, tmp_path, steps=2, heads=2, loss=InterDRO().without("upper"))
-    DeviceTrainer(run).train()
+    DeviceTrainer(run).learn()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 2]
     for line in lines[:2]:
@@ -182,17 +187,17 @@ def test_a_run_that_stops_early_ships_its_best_weights(
         artwork, cloud_home, tmp_path, steps=40, checkpoint_every=1, patience=1, stop_gate="random"
     )
     trainer = DeviceTrainer(run)
-    trainer.train()
+    trainer.learn()
     stopping = trainer.stopping
     assert trainer.learner.step < 40 and stopping.best == trainer.learner.step - 1
-    shipped = load_device(tmp_path / "device").state_dict()
-    last = trainer.averaged_model().half().state_dict()
+    shipped = trainer.shipped_model().state_dict()
+    last = trainer.averaged_model().state_dict()
     short = DeviceTrainer(replace(run, out=tmp_path / "short"))
     while short.learner.step < stopping.best:
         short.advance()
-    best = short.averaged_model().half().state_dict()
-    assert all(torch.equal(value.half(), best[name]) for name, value in shipped.items())
-    assert not all(torch.equal(value.half(), last[name]) for name, value in shipped.items())
+    best = short.averaged_model().state_dict()
+    assert all(torch.equal(value, best[name]) for name, value in shipped.items())
+    assert not all(torch.equal(value, last[name]) for name, value in shipped.items())
 
 
 def test_ablation_fills_its_table_and_goes_on(artwork: Path, cloud_home: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ draws."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from shared.decoding.acceptance import RULES
 from shared.errors import InvalidRequest
 from shared.models.checkpoint import digest, load_device, load_model, load_vq
-from shared.models.zoo import load_cloud, load_device_package
+from shared.models.zoo import BRIDGE, load_cloud, load_device_package
 from training.base import BaseRun, BaseTrainer, falling, require_words
 from training.cli import main
 from training.data import load_pictures
@@ -149,6 +150,32 @@ def test_a_device_needs_the_captions_of_its_cloud(artwork: Path, runs: Path) -> 
         require_words(cloud, Scenes([owl], preset("tiny").scenes, 0), "unicorn")
     with pytest.raises(InvalidRequest, match="16 words"):
         require_words(cloud, Scenes(pictures, preset("all").scenes, 0), "all")
+
+
+def test_the_verbs_hand_on_their_flags(
+    artwork: Path, cloud_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A device, its bridge and an ablation from the command line, each in one step."""
+    shared = ["--data", str(artwork), "--cloud", str(cloud_home / "cloud"), "--preset", "tiny"]
+    shared += ["--steps", "1", "--images", str(cloud_home / "images"), "--drawn", "16", "--threads", "1"]
+    device = [*shared, "--tokenizer", str(cloud_home / "vq"), "--batch", "2", "--no-distill-guidance"]
+    device += ["--calibration-images", "4", "--heads", "2", "--combine", "voting"]
+    device += ["--without", "upper,centre", "--bounds", "prob"]
+    device += ["--teacher", "sparse", "--teacher-ids", "4", "--drawn-share", "1", "--precision", "fp32"]
+    out = tmp_path / "device"
+    assert main(["device", *device, "--out", str(out), "--patience", "2"]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert (config["heads"], config["teacher_ids"], config["loss"]["use_upper"]) == (2, 4, False)
+    assert load_device(out / "device").config.distilled_guidance is None
+    bridge = [*shared, "--device-model", str(out / "device"), "--held-back", "2", "--batch", "2"]
+    assert main(["bridge", *bridge, "--gate", "margin", "--out", str(tmp_path / "bridge")]) == 0
+    assert (tmp_path / "bridge/device" / BRIDGE).is_file()
+    capsys.readouterr()
+    assert main(["ablate", *device, "--out", str(tmp_path / "ablation"), "--groups", "guidance"]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == ["whole", "two rows"]
+    assert main(["device", *device, "--out", str(out), "--device", "tpu"]) == 1
+    assert "'tpu'" in capsys.readouterr().err
 
 
 def test_command_line_errors(artwork: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
