@@ -19,6 +19,7 @@ from evaluation.run import Record, Schedule, cloud_server, matched, run_rows
 from evaluation.sheet import make_sheet, write_sheet
 from evaluation.sheet import markdown as sheet_markdown
 from evaluation.tables import markdown, table
+from evaluation.verbs.operations import Faults
 from shared.config import wrong_values
 from shared.errors import CiarError, InvalidRequest
 from shared.models.critic import load_critic
@@ -101,6 +102,7 @@ class EvalApp(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CIAR_EVAL_", cli_kebab_case=True, cli_prog_name="ciar-eval")
     bench: CliSubCommand[Bench]
     sheet: CliSubCommand[Sheet]
+    faults: CliSubCommand[Faults]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
-    assert isinstance(verb, Bench | Sheet)
+    assert isinstance(verb, Bench | Sheet | Faults)
     try:
         verb.run()
     except CiarError as error:
