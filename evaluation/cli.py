@@ -19,7 +19,7 @@ from evaluation.run import Record, Schedule, cloud_server, matched, run_rows
 from evaluation.sheet import make_sheet, write_sheet
 from evaluation.sheet import markdown as sheet_markdown
 from evaluation.tables import markdown, table
-from evaluation.verbs.operations import Faults
+from evaluation.verbs.operations import Faults, Load, Replicas, Soak
 from shared.config import wrong_values
 from shared.errors import CiarError, InvalidRequest
 from shared.models.critic import load_critic
@@ -103,6 +103,9 @@ class EvalApp(BaseSettings):
     bench: CliSubCommand[Bench]
     sheet: CliSubCommand[Sheet]
     faults: CliSubCommand[Faults]
+    load: CliSubCommand[Load]
+    soak: CliSubCommand[Soak]
+    replicas: CliSubCommand[Replicas]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
-    assert isinstance(verb, Bench | Sheet | Faults)
+    assert isinstance(verb, Bench | Sheet | Faults | Load | Soak | Replicas)
     try:
         verb.run()
     except CiarError as error:

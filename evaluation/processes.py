@@ -85,11 +85,9 @@ class ServerProcess:
 
     async def ready(self) -> None:
         """Wait until it answers. Raises CiarError with its own words if it ends before."""
-        deadline_s = time.monotonic() + READY_S
-        while not await _answers(self.target):
-            if self._process.poll() is not None or time.monotonic() > deadline_s:
-                self._said.seek(0)
-                raise CiarError("cloud-server did not get ready", self._said.read()[-2000:])
+        if not await answers(self.target, READY_S, lambda: self._process.poll() is None):
+            self._said.seek(0)
+            raise CiarError("cloud-server did not get ready", self._said.read()[-2000:])
 
     async def sample(self, name: str) -> float:
         """The sum of a metric over its labels; 0 where it has none yet. Raises CiarError for no answer."""
@@ -123,11 +121,15 @@ class ServerProcess:
         return len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
 
 
-async def _answers(target: str) -> bool:
-    with contextlib.suppress(CiarError):
-        async with CloudLink(target, connect_s=2.0) as link:
-            await link.info()
-            return True
+async def answers(target: str, patience_s: float, hopeful: Callable[[], bool] = lambda: True) -> bool:
+    """Whether a server comes to answer at `target` within `patience_s`, while there is hope."""
+    deadline_s = time.monotonic() + patience_s
+    while hopeful() and time.monotonic() < deadline_s:
+        with contextlib.suppress(CiarError):
+            async with CloudLink(target, connect_s=2.0) as link:
+                await link.info()
+                return True
+        await asyncio.sleep(_LOOK_S)
     return False
 
 
@@ -135,13 +137,3 @@ def _page(url: str) -> str:
     with urlopen(url, timeout=_PAGE_S) as page:
         text: bytes = page.read()
     return text.decode()
-
-
-async def until(holds: Callable[[], bool], patience_s: float) -> bool:
-    """Whether something came to hold within `patience_s`."""
-    deadline_s = time.monotonic() + patience_s
-    while not holds():
-        if time.monotonic() > deadline_s:
-            return False
-        await asyncio.sleep(_LOOK_S)
-    return True

@@ -18,15 +18,18 @@ MAY_IMPORT = {
 }
 PB = "shared/wire/pb/"
 CALLERS = ("cloud_server/server.py", "cloud_server/service.py", "device_client/link.py")
+REPLICA = "cloud_server/cluster/replica.py"  # the service once more, on streams that are Ray's
 # name -> the files (or folders) that may name it; folders end with "/"
 ONLY_IN = {
     "grpc": (*CALLERS, PB),
     "grpc_health": ("cloud_server/server.py",),
     "grpc_reflection": ("cloud_server/server.py",),
     "google.protobuf": ("shared/wire/", PB),
-    "shared.wire.pb": (*CALLERS, "shared/wire/"),
+    "shared.wire.pb": (*CALLERS, REPLICA, "shared/wire/"),
+    "ray": ("cloud_server/cluster/cli.py",),
     "asyncio": (
         *(f"cloud_server/{name}.py" for name in ("server", "service", "scheduler", "cli")),
+        REPLICA,
         "device_client/",
         "evaluation/",
     ),
