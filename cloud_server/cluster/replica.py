@@ -66,7 +66,8 @@ class Replica:
     def __init__(self, model: str, models: str, max_sessions: int, threads: int) -> None:
         torch.set_num_threads(threads)
         settings = Settings(max_sessions=max_sessions)
-        self._service = CloudServer(load_cloud(model, Path(models)), settings)._service
+        self.server = CloudServer(load_cloud(model, Path(models)), settings)  # never started: Ray listens
+        self._service = self.server._service
 
     async def GetInfo(self, request: pb.GetInfoRequest) -> pb.GetInfoResponse:
         """What every replica serves, and the limits of each."""
