@@ -92,6 +92,7 @@ def test_the_rooms_keep_the_law(room: str) -> None:
         ("cloud_server/service.py", "from grpc_health.v1 import health"),
         ("cloud_server/engine.py", "from shared.wire.pb import ciar_pb2"),
         ("cloud_server/engine.py", "import asyncio"),
+        ("cloud_server/cluster/replica.py", "from ray import serve"),
         ("cloud_server/session.py", "from asyncio import Queue"),
         ("shared/wire/codec.py", "import asyncio"),
         ("cloud_server/server.py", "import os\nport = os.environ['PORT']"),

@@ -22,6 +22,7 @@ SERVICER = "shared.wire.pb.ciar_pb2_grpc.add_CiarServiceServicer_to_server"
 RAY_ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",  # Ray's own Python proxy costs 2 ms a frame, HAProxy 0.2 ms
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",  # an idle replica is kept so long when it stops
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # a busy machine does not start HAProxy in 5 s
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
@@ -108,21 +109,29 @@ def _start(flags: Flags) -> tuple[Any, Any]:
     try:
         import ray
         from ray import serve
-        from ray.serve.config import HTTPOptions, gRPCOptions
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
     except ImportError as error:
         raise CiarError(f"{error.name} is not installed", "", 'pip install "ciar[ray]"') from None
+    try:
+        ray.init(address=flags.ray, include_dashboard=False, log_to_driver=False)
+        _deploy(flags, serve)
+    except (RayError, RayServeException, ConnectionError, RuntimeError, TimeoutError) as error:
+        ray.shutdown()
+        raise CiarError("Ray did not start", str(error)) from error
+    return serve, ray
+
+
+def _deploy(flags: Flags, serve: Any) -> None:  # noqa: ANN401 - Ray's module
+    from ray.serve.config import HTTPOptions, gRPCOptions
 
     from cloud_server.cluster.replica import Replica
 
-    ray.init(address=flags.ray, include_dashboard=False, log_to_driver=False)
-    web = HTTPOptions(host="127.0.0.1", port=flags.http_port)
-    serve.start(
-        http_options=web, grpc_options=gRPCOptions(port=flags.port, grpc_servicer_functions=[SERVICER])
-    )
+    grpc_options = gRPCOptions(port=flags.port, grpc_servicer_functions=[SERVICER])
+    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=flags.http_port), grpc_options=grpc_options)
     replicas = serve.deployment(**deployment(flags))(Replica)
     models = str(flags.models.expanduser())
     serve.run(replicas.bind(flags.model, models, flags.max_sessions, flags.threads), name="ciar")
-    return serve, ray
 
 
 def _check(flags: Flags) -> None:

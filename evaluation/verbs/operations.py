@@ -120,17 +120,18 @@ class Load(Model):
     def run(self) -> None:
         """Print the table, its last line with a quarter of the places. Raises CiarError."""
         counts = [_whole(word) for word in ("1,4" if self.short else self.devices).split(",")]
-        crowded = (counts[-1], max(counts[-1] // 4, 1))
+        with self.server() as server:
+            scripts = asyncio.run(self.recorded(server, 1 if self.short else self.scripts))
         _say(head(load.HEADER))
-        rates = [self._line(count, self.places) for count in counts]
-        self._line(*crowded)
+        rates = [self._line(scripts, count, self.places) for count in counts]
+        self._line(scripts, counts[-1], max(counts[-1] // 4, 1))
         gain = ", ".join(f"{n}: {rate / rates[0]:.2f}" for n, rate in zip(counts, rates, strict=True))
         _say(f"\nthroughput against {counts[0]} device(s): {gain}\n")
 
-    def _line(self, devices: int, places: int) -> float:
+    def _line(self, scripts: Sequence[Script], devices: int, places: int) -> float:
         images = 1 if self.short else self.images
         with self.server("--max-sessions", str(places)) as server:
-            scripts = asyncio.run(self.recorded(server, 1 if self.short else self.scripts))
+            asyncio.run(server.ready())
             crowd = {"processes": self.processes, "places": places}
             seen = load.run(server.target, scripts, devices, images, **crowd)
         _say(row(load.line(seen)))
