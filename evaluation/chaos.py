@@ -50,6 +50,12 @@ class Chaos:
         self._flows.clear()
         asyncio.get_running_loop().call_later(seconds, self._flows.set)
 
+    def bury(self) -> None:
+        """What is connected now never moves a byte again and never ends; new connections are carried."""
+        self._flows.clear()
+        self._flows = asyncio.Event()
+        self._flows.set()
+
     def halve_next(self) -> None:
         """Of what a device sends next, deliver the first half and cut."""
         self._halve_next = True
@@ -79,9 +85,10 @@ class Chaos:
                 end.transport.abort()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
+        flows = self._flows
         with contextlib.suppress(ConnectionError):
             while chunk := await reader.read(_CHUNK):
-                await self._flows.wait()
+                await flows.wait()
                 if up and self._halve_next:
                     self._halve_next = False
                     writer.write(chunk[: len(chunk) // 2])

@@ -31,6 +31,7 @@ from shared.models.zoo import DevicePackage
 HEADER = ("fault", "stage", "outcome", "recovery s", "identical", "slots leaked")
 DELAY = Profile("200 ms", delay_s=0.2)
 _PATIENCE_S = 120.0  # a server that was killed has to load its weights again
+_KEEPALIVE_S = 60.0  # within this both sides notice that pings are not answered
 _NO_ROOM = ("No space left on device", "File too large")
 
 
@@ -74,10 +75,10 @@ class Scene:
         """The tokens of the image, drawn by a new device."""
         return await image(self.package, self.request, self.policy, self.server.target)
 
-    async def leaked(self) -> int:
+    async def leaked(self, patience_s: float = 5.0) -> int:
         """Sessions that nobody has and the server still counts."""
         await self.server.ready()
-        return (await self.server.emptied())[0]
+        return (await self.server.emptied(patience_s))[0]
 
 
 Row = Callable[[Scene, str], Awaitable[Outcome]]
@@ -146,6 +147,24 @@ async def black_hole(scene: Scene, stage: str) -> Outcome:
     async with Chaos(scene.server.target) as proxy:
         what, hole = f"link: black hole for {scene.freeze_s:g} s", lambda: proxy.stall(scene.freeze_s)
         return await _through(scene, what, stage, hole, proxy.address)
+
+
+async def device_gone(scene: Scene, stage: str) -> Outcome:
+    """SIGSTOP for good: its connection stays, and only unanswered pings tell. Recovery is until its place is
+    free."""
+    with DeviceProcess(_task(scene, stage)) as device:
+        await device.at_stage()
+        device.freeze()
+        left, freed_s = await scene.server.emptied(_KEEPALIVE_S)
+    same = await scene.draw() == scene.truth
+    return Outcome("device: SIGSTOP for good", stage, "place free, drawn by another", freed_s, same, left)
+
+
+async def link_dead(scene: Scene, stage: str) -> Outcome:
+    """A connection that never moves again and never ends, as behind a router that forgot it."""
+    async with Chaos(scene.server.target) as proxy:
+        outcome = await _through(scene, "link: dead without a sign", stage, proxy.bury, proxy.address)
+        return replace(outcome, leaked=await scene.leaked(_KEEPALIVE_S))
 
 
 async def round_halved(scene: Scene, stage: str) -> Outcome:
@@ -236,7 +255,8 @@ ONCE: tuple[tuple[Row, str], ...] = (
     (delayed, "opening"),
     (disk_full, "finishing"),
 )
-FULL = (*((row, stage) for row in EVERYWHERE for stage in STAGES), *ONCE)
+SLOW: tuple[tuple[Row, str], ...] = ((device_gone, "between rounds"), (link_dead, "awaiting"))
+FULL = (*((row, stage) for row in EVERYWHERE for stage in STAGES), *ONCE, *SLOW)
 SHORT = (*zip(EVERYWHERE, STAGES[3:] + STAGES[:3], strict=True), *ONCE)
 
 

@@ -97,8 +97,8 @@ async def test_a_held_place_is_seen(scene: faults.Scene) -> None:
 
 
 def test_every_fault_comes_at_every_stage() -> None:
-    assert len(faults.FULL) == len(faults.EVERYWHERE) * len(faults.STAGES) + len(faults.ONCE)
-    assert {row for row, _ in faults.SHORT} == {row for row, _ in faults.FULL}
+    assert len(faults.FULL) == len(faults.EVERYWHERE) * len(faults.STAGES) + len(faults.ONCE + faults.SLOW)
+    assert {row for row, _ in (*faults.SHORT, *faults.SLOW)} == {row for row, _ in faults.FULL}
     good = faults.Outcome("a fault", "a stage", "finished", 0.1, True, 0)
     bad = [replace(good, identical=False), replace(good, leaked=1), replace(good, held=False)]
     assert good.good and not any(outcome.good for outcome in bad)
