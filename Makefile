@@ -19,12 +19,12 @@ CHROMIUM := { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && timeout 
 	"apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium chromium-driver" > /dev/null 2>&1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto check test demo serve train bench ci
+.PHONY: help setup proto check test demo serve train bench trust ci
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(READY) ## create .venv with the pinned versions and the four commands
+setup: $(READY) ## create .venv with the pinned versions and the commands
 
 $(READY): pyproject.toml constraints.txt
 	@echo "== setup: installing into $(VENV)"
@@ -70,6 +70,13 @@ bench: $(READY) ## measure every policy and print the tables
 	@echo "== bench: ciar-eval bench"
 	$(BIN)/ciar-eval bench
 
-ci: check test ## check, test, and the demo into a temporary picture
+trust: $(READY) ## faults, load, soak and replicas in their short forms (minutes)
+	@echo "== trust: ciar-eval faults, load, soak, replicas"
+	$(ONE_THREAD) $(BIN)/ciar-eval faults --short
+	$(ONE_THREAD) $(BIN)/ciar-eval load --short
+	$(ONE_THREAD) $(BIN)/ciar-eval soak --short
+	$(ONE_THREAD) $(BIN)/ciar-eval replicas --short
+
+ci: check test trust ## check, test, trust, and the demo into a temporary picture
 	@echo "== ci: demo"
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(MAKE) demo OUT="$$folder/demo.png" && test -s "$$folder/demo.png"

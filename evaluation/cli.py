@@ -14,6 +14,7 @@ from evaluation.verbs.bench import Bench
 from evaluation.verbs.features import Features
 from evaluation.verbs.link import Link, LinkCheck
 from evaluation.verbs.machine import EngineSpeed, Memory
+from evaluation.verbs.operations import Faults, Load, Replicas, Soak
 from evaluation.verbs.quality import Quality
 from evaluation.verbs.serving import Fuzz, Overhead
 from evaluation.verbs.sheet import Sheet
@@ -47,6 +48,10 @@ class EvalApp(BaseSettings):
     features: CliSubCommand[Features]
     fuzz: CliSubCommand[Fuzz]
     overhead: CliSubCommand[Overhead]
+    faults: CliSubCommand[Faults]
+    load: CliSubCommand[Load]
+    soak: CliSubCommand[Soak]
+    replicas: CliSubCommand[Replicas]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

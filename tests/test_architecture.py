@@ -22,15 +22,18 @@ CALLERS = (
     *(f"device_client/{name}.py" for name in ("link", "replicas")),
 )
 FUZZ = "evaluation/fuzz.py"  # sends bytes that are no frames
+REPLICA = "cloud_server/cluster/replica.py"  # the service once more, on streams that are Ray's
 # name -> the files (or folders) that may name it; folders end with "/"
 ONLY_IN = {
     "grpc": (*CALLERS, FUZZ, PB),
     "grpc_health": ("cloud_server/server.py",),
     "grpc_reflection": ("cloud_server/server.py",),
     "google.protobuf": ("shared/wire/", PB),
-    "shared.wire.pb": (*CALLERS, "shared/wire/"),
+    "shared.wire.pb": (*CALLERS, REPLICA, "shared/wire/"),
+    "ray": ("cloud_server/cluster/cli.py",),
     "asyncio": (
         *(f"cloud_server/{name}.py" for name in ("server", "service", "admission", "scheduler", "cli")),
+        REPLICA,
         "device_client/",
         "evaluation/",
     ),
@@ -93,6 +96,7 @@ def test_the_rooms_keep_the_law(room: str) -> None:
         ("cloud_server/service.py", "from grpc_health.v1 import health"),
         ("cloud_server/engine.py", "from shared.wire.pb import ciar_pb2"),
         ("cloud_server/engine.py", "import asyncio"),
+        ("cloud_server/cluster/replica.py", "from ray import serve"),
         ("cloud_server/session.py", "from asyncio import Queue"),
         ("shared/wire/codec.py", "import asyncio"),
         ("cloud_server/server.py", "import os\nport = os.environ['PORT']"),
