@@ -40,6 +40,7 @@ from training.rehearsal import Ask, Pair, Play, rehearse
 from training.scenes import scene_split
 
 TRIED = (0.1, 0.15, 0.2, 0.26, 0.32, 0.4)  # teacher-forced budgets whose thresholds are rehearsed
+RISKS = (0.005, 0.01, 0.02, 0.04)  # teacher-forced shares of wrong kept tokens: the same, for promises
 PROMISES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3)
 PROMISED = ("agreement", "certificate")
 DEFAULT = "agreement"
@@ -91,7 +92,8 @@ def fit_gates(pair: Pair, drawn: Sequences, fitting: Fitting) -> Fitted:
     tables = _teacher_forced(scores, agree_NT, fitting.play)
     pair = replace(pair, learned=learned)
     if fitting.rehearsed:
-        tables = {name: _rehearsed(pair, rest, name, tables, fitting) for name in tables}
+        risky = {name: risk_thresholds(scores[name], agree_NT) for name in PROMISED}
+        tables = {n: _rehearsed(pair, rest, n, (tables, risky.get(n, ())), fitting) for n in tables}
     ranks = {name: auroc(score.ravel(), ~agree_NT.ravel()) for name, score in scores.items()}
     plan, owner = fitting.play, pair.device.config.cloud_digest
     calibration = Calibration(
@@ -184,11 +186,19 @@ def _teacher_forced(scores: Scores, agree_NT: np.ndarray, play: Play) -> dict[st
 
 
 def _rehearsed(
-    pair: Pair, drawn: Sequences, name: str, tables: Mapping[str, GateTable], fitting: Fitting
+    pair: Pair,
+    drawn: Sequences,
+    name: str,
+    known: tuple[Mapping[str, GateTable], Sequence[float]],
+    fitting: Fitting,
 ) -> GateTable:
-    """The table with call rates, and promises where the gate makes them, from rehearsals."""
+    """The table with call rates, and promises where the gate makes them, from rehearsals.
+
+    known  the teacher-forced tables, and further thresholds to try
+    """
+    tables, more = known
     table, promising = tables[name], name in PROMISED
-    taus = sorted({table.threshold(budget) for budget in TRIED})
+    taus = sorted({*(table.threshold(budget) for budget in TRIED), *more})
     images = min(fitting.promised if promising else fitting.rehearsed, len(drawn.captions))
     asks = list(_asks(drawn, images, taus))
     found = rehearse(pair, asks, fitting.play, name, (DEFAULT, tables[DEFAULT]))
@@ -200,6 +210,15 @@ def _rehearsed(
         return table
     promises, bounds = keep_promises(taus, wrong_MN, kept_MN, PROMISES)
     return replace(table, promises=promises, bounds=bounds)
+
+
+def risk_thresholds(score_NT: np.ndarray, agree_NT: np.ndarray) -> list[float]:
+    """Per share of RISKS, the largest tau at which no larger a share of the tokens scored at most tau
+    differs from the cloud's; a share that no tau reaches has none."""
+    order = np.argsort(score_NT, axis=None)
+    risk = np.cumsum(~agree_NT.ravel()[order]) / np.arange(1, agree_NT.size + 1)
+    last = [np.flatnonzero(risk <= share) for share in RISKS]
+    return [float(score_NT.ravel()[order[places[-1]]]) for places in last if len(places)]
 
 
 def _asks(drawn: Sequences, images: int, taus: Sequence[float]) -> Iterable[Ask]:

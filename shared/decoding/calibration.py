@@ -155,17 +155,18 @@ def keep_promises(
 
     wrong_MN, kept_MN  shares of all tokens, per threshold and image: kept and unlike the cloud's draw; kept.
     A promise e asks E[wrong - e * kept] <= 0 of a new image. That loss is at most 1 - e, so over N
-    exchangeable images the sum of theirs plus 1 - e must not exceed 0 (Angelopoulos et al., 2024), here at
-    every threshold up to the one chosen, since the loss need not be monotone.
+    exchangeable images the sum of theirs plus 1 - e must not exceed 0 (Angelopoulos et al., 2024). The loss
+    need not be monotone, so no lower threshold may have a positive sum.
     """
     order = np.argsort(taus)
     held, bounds = [], []
     for promise in sorted(promises):
-        loss_M = (wrong_MN - promise * kept_MN).sum(1)[order] + (1 - promise)
-        good = int((loss_M <= 0).cumprod().sum())
-        if good:
+        loss_M = (wrong_MN - promise * kept_MN).sum(1)[order]
+        below_M = (loss_M <= 0).cumprod().astype(bool)
+        good = np.flatnonzero(below_M & (loss_M + (1 - promise) <= 0))
+        if len(good):
             held.append(promise)
-            bounds.append(round(float(np.asarray(taus)[order][good - 1]), 6))
+            bounds.append(round(float(np.asarray(taus)[order][good[-1]]), 6))
     return tuple(held), tuple(bounds)
 
 

@@ -23,7 +23,7 @@ from shared.models.gate_file import GATE_FILE, read_learned, write_learned
 from shared.models.zoo import BRIDGE, CALIBRATION, load_cloud, load_device_package
 from tests.tiny import WARP, build_tiny_model, tiny_gate
 from training.cli import main
-from training.gate import GateRun, Pair, fit_model, play
+from training.gate import RISKS, GateRun, Pair, fit_model, play, risk_thresholds
 from training.rehearsal import Ask, Play, rehearse
 
 PROMPTS = ("a red cat", "a dog on a blue background", "a banana", "green house")
@@ -196,6 +196,25 @@ def test_promises_hold_on_new_images_and_need_enough_old_ones() -> None:
     assert len(losses) > 500 and np.mean(losses) < 0
     few = keep_promises(taus, np.zeros((4, 8)), np.broadcast_to(kept, (4, 8)), (0.05, 0.3))
     assert few == ((0.3,), (0.4,))  # 8 images cannot promise 5 %: the worst new one alone could break it
+
+
+def test_risky_thresholds_are_the_largest_that_stay_below_their_share() -> None:
+    score = np.arange(200, dtype=np.float32)[::-1].reshape(2, 100)
+    agree = score < 150  # the scores from 150 on differ: 2 of 152, 3 of 153 kept, ...
+    found = risk_thresholds(score, agree)
+    assert found == [149, 150, 152, 155]
+    for share, tau in zip(RISKS, found, strict=True):
+        assert (~agree[score <= tau]).mean() <= share < (~agree[score <= tau + 1]).mean()
+    assert risk_thresholds(score, np.zeros_like(agree)) == []
+
+
+def test_a_threshold_that_keeps_nothing_breaks_no_promise() -> None:
+    """It proves nothing either: with no token kept there is no room for the worst new image."""
+    kept, wrong = np.zeros((2, 60)), np.zeros((2, 60))
+    kept[1] = 0.5
+    assert keep_promises([-9.0, 0.1], wrong, kept, (0.05,)) == ((0.05,), (0.1,))
+    assert keep_promises([-9.0], wrong[:1], kept[:1], (0.05,)) == ((), ())
+    assert keep_promises([-9.0, 0.1], wrong + np.array([[0.1], [0.0]]), kept, (0.05,)) == ((), ())
 
 
 def test_a_promise_that_no_threshold_keeps_is_refused_by_name() -> None:
