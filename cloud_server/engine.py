@@ -21,7 +21,7 @@ from shared.decoding.acceptance import Judged, Judgement, rule
 from shared.decoding.noise import check_seed
 from shared.decoding.warp import log_probs
 from shared.errors import InvalidRequest, ModelMismatch, ModelUnavailable, Overloaded
-from shared.messages import Features, ModelInfo, Open
+from shared.messages import MAX_FORWARDS, Features, ModelInfo, Open
 from shared.models.kv_cache import KVCache, cache_window
 from shared.models.zoo import CloudModel
 
@@ -145,6 +145,8 @@ class Engine:
             )
         check_seed(order.seed)
         rule(order.acceptance)
+        if not 0 <= order.max_forwards <= MAX_FORWARDS:
+            raise InvalidRequest(f"max_forwards is {order.max_forwards}", f"allowed: 0 to {MAX_FORWARDS}")
         for count, name in (
             (order.prefix_tokens, "prefix_tokens"),
             (len(order.resume), "the length of resume"),

@@ -18,6 +18,7 @@ import numpy as np
 from cloud_server.scheduler import Scheduler
 from cloud_server.session import Job, Session
 from cloud_server.telemetry import Telemetry
+from shared.decoding.acceptance import Judgement
 from shared.errors import CiarError, InvalidRequest, SessionLost
 from shared.messages import Draft, Finish, Open, Opened, ServerInfo, Usage, Verdict
 from shared.wire import codec
@@ -127,10 +128,23 @@ class CiarService(rpc.CiarServiceServicer):
         known = session.answered(draft)
         if known is not None:
             return known
-        session.check(draft)
-        judgement, cloud_s = await self._scheduler.submit(Job.judging(session, draft))
-        self._telemetry.draft(len(draft.span), judgement.accepted)
-        return session.record(draft, judgement, cloud_s)
+        settled = session.settled(draft)
+        if settled is None:
+            return session.void(draft)
+        session.check(settled)
+        judgements, cloud_s = await self._forwards(session, settled)
+        self._telemetry.draft(len(draft.span), judgements[0].accepted)
+        return session.record(draft, judgements, cloud_s)
+
+    async def _forwards(self, session: Session, draft: Draft) -> tuple[list[Judgement], float]:
+        """Judge a draft, then what the cloud guessed behind its correction, as often as the order allows.
+
+        Every forward is a job like any other: between two of them the other sessions have their turn.
+        """
+        answers = [await self._scheduler.submit(Job.judging(session, draft))]
+        while job := Job.iterating(session, [answer.judgement for answer in answers]):
+            answers.append(await self._scheduler.submit(job))
+        return [answer.judgement for answer in answers], sum(answer.cloud_s for answer in answers)
 
     @asynccontextmanager
     async def _session(self, order: Open) -> AsyncIterator[Session]:

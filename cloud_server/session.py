@@ -7,6 +7,7 @@ of the next forward's input.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,6 +59,7 @@ class Session:
     judged: int = 0
     accepted: int = 0
     _verdicts: dict[int, tuple[int, Verdict]] = field(default_factory=dict)
+    _whole: int | None = None  # the last round judged, if all of it was accepted and a bonus drawn
 
     @property
     def start(self) -> int:
@@ -97,18 +99,55 @@ class Session:
             raise InvalidDraft(f"round {draft.round} came again with base {draft.base}", why)
         return verdict
 
-    def record(self, draft: Draft, judgement: Judgement, cloud_s: float) -> Verdict:
-        """Count a judged round and remember its verdict. `cloud_s` is seconds of model time."""
-        verdict = Verdict(draft.round, judgement.accepted, judgement.token, cloud_s)
-        self._verdicts[draft.round] = (draft.base, verdict)
+    def settled(self, draft: Draft) -> Draft | None:
+        """What is to be judged of a draft once its assumption is checked; None where that failed: it is void.
+
+        Raises InvalidDraft where it cannot assume what it says.
+        """
+        if draft.behind is None:
+            return draft
+        if not len(draft.catch_up) or draft.behind >= draft.round:
+            what = f"round {draft.round} with {len(draft.catch_up)} catch-up tokens is behind {draft.behind}"
+            raise InvalidDraft(what, "a pipelined draft names an earlier round and begins with its bonus")
+        if draft.features is not None and 0 in draft.features.index:
+            raise InvalidDraft("the assumed bonus carries a feature", "only kept tokens have features")
+        stands = draft.behind == self._whole and draft.catch_up[0] == self.tokens[-1]
+        return draft.settled() if stands else None
+
+    def record(self, draft: Draft, judgements: Sequence[Judgement], cloud_s: float) -> Verdict:
+        """Count a judged round and remember its verdict: of the draft first, then of the cloud's own guesses.
+
+        `draft` is as it came, with what it assumed; `cloud_s` is seconds of model time.
+        """
+        first, last = judgements[0], judgements[-1]
+        drawn = self.tokens[draft.base + len(draft.catch_up) + first.accepted :]
+        verdict = Verdict(
+            draft.round,
+            first.accepted,
+            first.token,
+            cloud_s,
+            more=np.array(drawn[1:], dtype=np.int32),
+            guesses=np.array(last.guesses if self.order.guesses else (), dtype=np.int32),
+            cloud_forwards=len(judgements),
+        )
+        self._whole = draft.round if first.accepted == len(draft.span) and drawn else None
         self.rounds += 1
         self.judged += len(draft.span)
-        self.accepted += judgement.accepted
-        return verdict
+        self.accepted += first.accepted
+        return self._remember(draft, verdict)
+
+    def void(self, draft: Draft) -> Verdict:
+        """The answer to a draft whose assumption failed: it costs nothing and is not counted."""
+        verdict = Verdict(draft.round, 0, None, 0.0, cloud_forwards=0, stale=True)
+        return self._remember(draft, verdict)
 
     def usage(self) -> Usage:
         """What the session has cost so far (SPEC section 8)."""
         return Usage(self.forwards, self.rounds, self.judged, self.accepted, self.cloud_s)
+
+    def _remember(self, draft: Draft, verdict: Verdict) -> Verdict:
+        self._verdicts[draft.round] = (draft.base, verdict)
+        return verdict
 
     def _check_place(self, draft: Draft) -> None:
         committed, length = len(self.tokens), len(draft.span)
@@ -152,6 +191,19 @@ class Job:
     def judging(cls, session: Session, draft: Draft) -> Job:
         """The job of a checked draft."""
         return cls(session, draft.span, draft.catch_up, draft.features, draft.proposal)
+
+    @classmethod
+    def iterating(cls, session: Session, judgements: Sequence[Judgement]) -> Job | None:
+        """The cloud's own next job on a draft: to judge what it guessed behind its correction (Jacobi).
+
+        None where the order allows no more forwards, nothing was guessed, or the last guesses bought nothing:
+        an iteration that accepts none of them draws one token, which any forward would have done.
+        """
+        *iterated, last = judgements
+        idle = bool(iterated) and last.accepted == 0
+        if len(judgements) >= session.order.max_forwards or not last.guesses or idle:
+            return None
+        return cls(session, np.array(last.guesses, dtype=np.int32))
 
     @property
     def base(self) -> int:

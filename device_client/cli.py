@@ -12,6 +12,7 @@ import json
 import signal
 import sys
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -35,6 +36,7 @@ examples:
   device-client --prompt "a red house" --seed 7 --mode exact --server host:50051 --out house.png
   device-client --prompt "a cat" --mode device-only
   device-client --prompt "a cat" --server host:50051 --map who.png --json
+  device-client --prompt "a cat" --server host:50051 --mode exact --in-flight 4 --max-forwards 2
   device-client serve --server host:50051 --http-port 8080     (see device-client serve --help)
 
 Every option can also come from the environment: CIAR_SERVER, CIAR_MODELS, CIAR_CLOUD_BUDGET, ...
@@ -188,7 +190,8 @@ def _tell(options: Draw, plan: Plan, last: Progress) -> None:
     """The result on stdout: for a program one JSON object, for a person where it lies and what it cost."""
     if options.as_json:
         where = {"out": str(options.out), "map": None if options.map is None else str(options.map)}
-        print(json.dumps({**where, "settings": plan.settings, "counters": last.counters.as_dict()}))
+        spent = {"counters": last.counters.as_dict(), "trips": [asdict(trip) for trip in last.trips]}
+        print(json.dumps({**where, "settings": plan.settings, **spent}))
         return
     screen = Console(quiet=options.quiet, highlight=False, markup=False, soft_wrap=True)
     screen.print(f"{options.out}: {plan.request.prompt!r}, seed {plan.request.seed}, mode {plan.policy.mode}")

@@ -1,7 +1,7 @@
 """One device's end of the wire: deadlines, replay after a loss, foreign errors translated. Knows no models.
 
 The device owns the image and the cloud's session is a cache (the proto's comments say how). So a stream that
-ends unannounced costs one new stream that begins with everything owned, and the pending draft is sent again.
+ends unannounced costs one new stream that begins with everything owned, and what is under way is sent again.
 """
 
 from __future__ import annotations
@@ -9,27 +9,16 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
-import numpy as np
 
+from device_client.owned import Owned
 from shared.errors import CiarError, CloudUnreachable, InvalidRequest, ModelMismatch, Overloaded, SessionLost
-from shared.messages import (
-    Draft,
-    Features,
-    Finish,
-    Open,
-    Opened,
-    ServerInfo,
-    Tokens,
-    Usage,
-    Verdict,
-    no_tokens,
-)
+from shared.messages import Draft, Finish, Open, Opened, ServerInfo, Usage, Verdict
 from shared.wire import codec
 from shared.wire.pb import ciar_pb2 as pb
 from shared.wire.pb.ciar_pb2_grpc import CiarServiceStub
@@ -52,31 +41,6 @@ _REFUSALS = {
 }
 AnswerT = TypeVar("AnswerT", Opened, Verdict, Usage)
 ResultT = TypeVar("ResultT")
-
-
-@dataclass
-class _Owned:
-    """What the device owns, as far as the cloud has committed it: tokens, and features of some of them."""
-
-    tokens: Tokens = field(default_factory=no_tokens)
-    features: list[Features] = field(default_factory=list)  # index: places in `tokens`
-
-    def add(self, tokens: Tokens, features: Features | None = None) -> None:
-        """Append tokens; the features' places count from the first of them."""
-        if features is not None:
-            index = (features.index + np.uint16(len(self.tokens))).astype(np.uint16)
-            self.features.append(replace(features, index=index))
-        self.tokens = np.concatenate([self.tokens, tokens])
-
-    def all_features(self) -> Features | None:
-        """One Features value for all tokens."""
-        if not self.features:
-            return None
-        return Features(
-            np.concatenate([part.index for part in self.features]),
-            np.concatenate([part.codes for part in self.features]),
-            np.concatenate([part.scale for part in self.features]),
-        )
 
 
 class CloudLink:
@@ -102,9 +66,8 @@ class CloudLink:
         self._channel: Any = None
         self._stub: Any = None
         self._stream: Any = None
-        self._order: Open | None = None
-        self._owned = _Owned()
-        self._image_tokens = 0
+        self._owned: Owned | None = None
+        self._hearing: asyncio.Task[Verdict] | None = None  # what is read while the device draws
 
     async def __aenter__(self) -> Self:
         self._channel = grpc.aio.insecure_channel(self._target, options=_OPTIONS)
@@ -136,47 +99,78 @@ class CloudLink:
     async def open(self, order: Open) -> Opened:
         """Begin an image, or resume one from order.resume; a stream still open is given up."""
         self._drop()
-        self._order, self._owned = order, _Owned()
-        self._owned.add(order.resume, order.resume_features)
-        opened = await self._persist(self._start)
-        self._image_tokens = opened.image_tokens
-        self._owned.add(opened.prefix)
-        return opened
+        self._owned = Owned(order)
+        return await self._persist(self._start)
 
-    async def verify(self, draft: Draft) -> Verdict:
-        """One round, on a new stream if the old one is lost."""
+    @property
+    def answered(self) -> bool:
+        """Whether `receive` has something to return or to raise at once."""
+        return self._hearing is not None and self._hearing.done()
 
-        async def attempt() -> Verdict:
-            if self._stream is None:
-                await self._start()
-                self.resumes += 1
-            verdict = await self._exchange(codec.encode_draft(draft), Verdict, self._deadline_s)
-            return self._checked(draft, verdict)
+    async def send(self, draft: Draft) -> None:
+        """Send one round, or keep it for `receive` to send on a new stream if this one is found lost."""
+        assert self._owned is not None, "open comes first"
+        self._owned.pending.append(draft)
+        with suppress(SessionLost):
+            await self._write(codec.encode_draft(draft), self._deadline_s)
+            self._hearing = self._hearing or self._listen()
 
-        verdict = await self._persist(attempt)
-        token = no_tokens() if verdict.token is None else np.array([verdict.token], np.int32)
-        self._owned.add(draft.catch_up, draft.features)
-        self._owned.add(np.concatenate([draft.span[: verdict.accepted], token]))
-        return verdict
+    async def receive(self) -> Verdict:
+        """The verdict on the oldest round under way, from a new stream if the old one is lost.
+
+        Rounds that it makes void are forgotten.
+        """
+        return await self._persist(self._heard)
 
     async def finish(self) -> Usage:
         """End the image. Raises SessionLost where the stream is gone: nothing is worth rebuilding then."""
         try:
-            return await self._exchange(codec.encode_finish(Finish()), Usage, self._connect_s)
+            await self._write(codec.encode_finish(Finish()), self._connect_s)
+            if self._hearing is not None:
+                await self._hearing  # what is still under way when an image is given up
+            while isinstance(answer := await self._read(self._connect_s), Verdict):
+                pass
+            return self._expect(answer, Usage)
         finally:
             self._drop()
 
+    async def _heard(self) -> Verdict:
+        """Receive once. A lost stream is first replaced, and everything pending sent again."""
+        assert self._owned is not None, "open comes first"
+        if self._stream is None and self._hearing is None:
+            await self._start()
+            self.resumes += 1
+            for draft in self._owned.pending:
+                await self._write(codec.encode_draft(draft), self._deadline_s)
+        hearing, self._hearing = self._hearing or self._listen(), None
+        verdict = await hearing
+        with self._dropping():
+            self._owned.settle(verdict)
+        if self._owned.pending:
+            self._hearing = self._listen()
+        return verdict
+
+    def _listen(self) -> asyncio.Task[Verdict]:
+        """Read on in the background while the device draws."""
+        task = asyncio.create_task(self._next_verdict())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # a lost one is no leak
+        return task
+
+    async def _next_verdict(self) -> Verdict:
+        """The next verdict that is not about a void round."""
+        while (verdict := self._expect(await self._read(self._deadline_s), Verdict)).stale:
+            pass
+        return verdict
+
     async def _start(self) -> Opened:
         """A new stream that begins with everything the device owns."""
-        assert self._order is not None, "open comes first"
+        assert self._owned is not None, "open comes first"
         await self._connect()
-        order = replace(self._order, resume=self._owned.tokens, resume_features=self._owned.all_features())
-        frame = codec.encode_open(order)
+        frame = codec.encode_open(self._owned.order())
         self._stream = self._stub.Generate()
         opened = await self._exchange(frame, Opened, self._deadline_s)
-        self._check_ids(opened.prefix.tolist())
-        if len(order.resume) + len(opened.prefix) > opened.image_tokens:
-            raise self._nonsense(f"a prefix of {len(opened.prefix)} of {opened.image_tokens} tokens")
+        with self._dropping():
+            self._owned.begin(opened)
         return opened
 
     async def _connect(self) -> None:
@@ -191,39 +185,58 @@ class CloudLink:
         self._reached = True
 
     async def _exchange(self, frame: pb.GenerateRequest, kind: type[AnswerT], deadline_s: float) -> AnswerT:
-        """Send one frame and read its answer: the one place where foreign errors become ours."""
+        """Send one frame and read its answer."""
+        await self._write(frame, deadline_s)
+        return self._expect(await self._read(deadline_s), kind)
+
+    async def _write(self, frame: pb.GenerateRequest, deadline_s: float) -> None:
+        async with self._talking(deadline_s) as stream:
+            await stream.write(frame)
+            self.bytes_up += frame.ByteSize() + FRAME_OVERHEAD
+
+    async def _read(self, deadline_s: float) -> Opened | Verdict | Usage:
+        """The next message. Raises what an Error frame says; after that the stream is over."""
+        async with self._talking(deadline_s) as stream:
+            answer = await stream.read()
+            if not isinstance(answer, pb.GenerateResponse):
+                raise SessionLost(f"{self._target} ended the stream unannounced")
+            self.bytes_down += answer.ByteSize() + FRAME_OVERHEAD
+            return codec.decode_response(answer)
+
+    @asynccontextmanager
+    async def _talking(self, deadline_s: float) -> AsyncGenerator[Any, None]:
+        """The stream, for one act: the one place where foreign errors become ours."""
         if self._stream is None:
             raise SessionLost(f"there is no open stream to {self._target}")
-        answered = False
-        try:
-            async with asyncio.timeout(deadline_s):
-                await self._stream.write(frame)
-                self.bytes_up += frame.ByteSize() + FRAME_OVERHEAD
-                answer = await self._stream.read()
-            answered = isinstance(answer, pb.GenerateResponse)
-        except TimeoutError as error:
-            raise SessionLost(f"{self._target} gave no answer within {deadline_s:g} s") from error
-        except asyncio.InvalidStateError as error:  # what gRPC says about writing to a finished stream
-            raise SessionLost(f"the stream to {self._target} had ended") from error
-        except grpc.aio.AioRpcError as error:
-            raise self._refused(error) or SessionLost(f"lost {self._target}: {error.details()}") from error
-        finally:
-            if not answered:
-                self._drop()
-        if not answered:
-            raise SessionLost(f"{self._target} ended the stream unannounced")
-        return self._decoded(answer, kind)
+        with self._dropping():
+            try:
+                async with asyncio.timeout(deadline_s):
+                    yield self._stream
+            except TimeoutError as error:
+                raise SessionLost(f"{self._target} gave no answer within {deadline_s:g} s") from error
+            except asyncio.InvalidStateError as error:  # what gRPC says about writing to a finished stream
+                raise SessionLost(f"the stream to {self._target} had ended") from error
+            except grpc.aio.AioRpcError as error:
+                lost = SessionLost(f"lost {self._target}: {error.details()}")
+                raise self._refused(error) or lost from error
 
-    def _decoded(self, answer: pb.GenerateResponse, kind: type[AnswerT]) -> AnswerT:
-        """The message in an answer. Raises what an Error frame says; after that the stream is over."""
-        self.bytes_down += answer.ByteSize() + FRAME_OVERHEAD
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        """Whatever goes wrong in here, cancellation included, ends the stream."""
+        done = False
         try:
-            message = codec.decode_response(answer)
-            if not isinstance(message, kind):
-                raise self._nonsense(f"{type(message).__name__} instead of {kind.__name__}")
-        except CiarError:
+            yield
+            done = True
+        finally:
+            if not done:
+                self._drop()
+
+    def _expect(self, message: Opened | Verdict | Usage, kind: type[AnswerT]) -> AnswerT:
+        """The message, if it is of the kind that comes next."""
+        if not isinstance(message, kind):
             self._drop()
-            raise
+            what = f"{type(message).__name__} instead of {kind.__name__}"
+            raise CiarError(f"{self._target} answered {what}", "that is not in the protocol")
         return message
 
     async def _persist(self, act: Callable[[], Awaitable[ResultT]]) -> ResultT:
@@ -244,25 +257,6 @@ class CloudLink:
                 raise self._unreachable(str(problem)) from problem
             await asyncio.sleep(wait_s)
 
-    def _checked(self, draft: Draft, verdict: Verdict) -> Verdict:
-        """The verdict, if it can be one on this draft."""
-        end = draft.base + len(draft.catch_up) + verdict.accepted
-        if verdict.round != draft.round or verdict.accepted > len(draft.span):
-            raise self._nonsense(f"round {verdict.round} with {verdict.accepted} tokens accepted")
-        if (verdict.token is None) != (end == self._image_tokens):
-            raise self._nonsense(f"token {verdict.token} behind {end} of {self._image_tokens}")
-        self._check_ids([] if verdict.token is None else [verdict.token])
-        return verdict
-
-    def _check_ids(self, tokens: list[int]) -> None:
-        assert self._order is not None
-        if tokens and max(tokens) >= self._order.codebook_size:
-            raise self._nonsense(f"token {max(tokens)} of a codebook of {self._order.codebook_size}")
-
-    def _nonsense(self, what: str) -> CiarError:
-        self._drop()
-        return CiarError(f"the server at {self._target} answered {what}", "that is not in the protocol")
-
     def _refused(self, error: grpc.aio.AioRpcError) -> CloudUnreachable | None:
         """The error of a status that no repetition can help; None for any other."""
         code = error.code()
@@ -278,6 +272,9 @@ class CloudLink:
 
     def _drop(self) -> None:
         """Give the stream up; its session ends with it."""
+        if self._hearing is not None and self._hearing is not asyncio.current_task():
+            self._hearing.cancel()
+            self._hearing = None  # a task that drops its own stream stays, with what it has to say
         if self._stream is not None:
             self._stream.cancel()
             self._stream = None

@@ -12,23 +12,27 @@ from shared.decoding import acceptance as rules
 from shared.decoding import gates
 from shared.decoding.calibration import Calibration, GateTable
 from shared.errors import InvalidRequest
+from shared.messages import MAX_FORWARDS
 
 MODES = ("ciar", "exact", "cloud-only", "device-only")
 MAX_SPAN = 64
+MAX_IN_FLIGHT = 4
 ADAPTIVE = "adaptive"
 DEFAULT_GATE = "entropy"  # the best ranking of the bundled pair; adaptive spans go by it as well
 DEFAULT_BUDGET = 0.32  # cloud forwards per token, calibrated at spans of 5
 DEFAULT_PREFIX_RATE = 0.06
-ADAPTIVE_CAP = 16
-ADAPTIVE_FLOOR = 0.3
+# Adaptive spans: tokens at most, and the floor. With guesses of the cloud's in them, long spans pay.
+ADAPTIVE_CAP, ADAPTIVE_FLOOR = 16, 0.3
+GUESSING_CAP, GUESSING_FLOOR = 24, 0.1
 UNSCORED = ("never", "always")  # gates that need no threshold and no calibration
 # Overrides that would contradict what a mode is; `acceptance` also says how a side draws:
 # it always means something.
+_ROUNDS = ("guesses", "max_forwards", "in_flight")
 _MEANINGLESS = {
     "ciar": (),
     "exact": ("gate", "threshold", "cloud_budget"),
-    "cloud-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate"),
-    "device-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate"),
+    "cloud-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate", *_ROUNDS),
+    "device-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate", *_ROUNDS),
 }
 
 
@@ -51,6 +55,10 @@ class Policy:
     acceptance      a name in shared.decoding.acceptance.RULES
     features        kept tokens travel with their interval features (eq. 5)
     use_cloud       False: there is no session; then the gate is "never" and the prefix rate 0
+    guesses         what the cloud drew behind a rejected token comes back and helps to draft
+    max_forwards    runs of the cloud model per draft, 1 .. 8: with more than one it goes on behind its own
+                    correction before it answers (Jacobi)
+    in_flight       rounds under way at a time, 1 .. 4: with more than one the device draws on while it waits
     """
 
     mode: str
@@ -62,6 +70,9 @@ class Policy:
     acceptance: str
     features: bool
     use_cloud: bool
+    guesses: bool = False
+    max_forwards: int = 1
+    in_flight: int = 1
 
     def __post_init__(self) -> None:
         # Written so that NaN fails every test.
@@ -74,6 +85,9 @@ class Policy:
         floor = self.adaptive_floor
         _require(floor is None or 0.0 < floor < 1.0, "adaptive floor", floor, "above 0, below 1")
         _require(0.0 <= self.prefix_rate <= 1.0, "prefix rate", self.prefix_rate, "0 to 1")
+        forwards, flight = self.max_forwards, self.in_flight
+        _require(1 <= forwards <= MAX_FORWARDS, "max forwards", forwards, f"1 to {MAX_FORWARDS}")
+        _require(1 <= flight <= MAX_IN_FLIGHT, "rounds in flight", flight, f"1 to {MAX_IN_FLIGHT}")
         alone = self.gate == "never" and self.prefix_rate == 0.0
         _require(self.use_cloud or alone, "gate without a cloud", self.gate, "never, with prefix rate 0")
 
@@ -97,10 +111,15 @@ _EXACT = replace(
     _CIAR,
     mode="exact",
     gate="always",
+    span=GUESSING_CAP,
+    adaptive_floor=GUESSING_FLOOR,
     prefix_rate=0.0,
     features=False,
+    guesses=True,
 )
-_CLOUD_ONLY = replace(_EXACT, mode="cloud-only", span=1, adaptive_floor=None, prefix_rate=1.0)
+_CLOUD_ONLY = replace(
+    _EXACT, mode="cloud-only", span=1, adaptive_floor=None, prefix_rate=1.0, guesses=False
+)
 _DEVICE_ONLY = replace(_CLOUD_ONLY, mode="device-only", gate="never", prefix_rate=0.0, use_cloud=False)
 _PRESETS = {policy.mode: policy for policy in (_CIAR, _EXACT, _CLOUD_ONLY, _DEVICE_ONLY)}
 
@@ -115,19 +134,24 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     span: str | int | None = None,
     prefix_rate: float | None = None,
     acceptance: str | None = None,
+    guesses: bool | None = None,
+    max_forwards: int | None = None,
+    in_flight: int | None = None,
 ) -> Policy:
     """The policy of a mode with overrides on top; None keeps what the mode says.
 
     threshold     tau itself, instead of
     cloud_budget  a share of cloud forwards per token, 0 < budget <= 1, looked up in the gate's calibration
-    span          tokens, or "adaptive": up to 16, ended at a floor of 0.3
+    span          tokens, or "adaptive": up to 16, ended at a floor of 0.3; with guesses, up to 24 and 0.1;
+                  rounds in flight share the floor where everything is verified
 
     Raises InvalidRequest for an unknown name, a value out of range, a gate without calibration, and overrides
     that contradict each other or mean nothing in this mode. `calibration` may be None where none is needed.
     """
     _require(mode in MODES, "mode", mode, ", ".join(MODES))
     given = {"gate": gate, "threshold": threshold, "cloud_budget": cloud_budget, "span": span}
-    given["prefix_rate"] = prefix_rate
+    given |= {"prefix_rate": prefix_rate, "guesses": guesses, "max_forwards": max_forwards}
+    given["in_flight"] = in_flight
     _refuse_meaningless(mode, [name for name, value in given.items() if value is not None])
     policy = _PRESETS[mode]
     policy = replace(
@@ -135,9 +159,14 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
         gate=policy.gate if gate is None else gate,
         prefix_rate=policy.prefix_rate if prefix_rate is None else prefix_rate,
         acceptance=policy.acceptance if acceptance is None else acceptance,
+        guesses=policy.guesses if guesses is None else guesses,
+        max_forwards=policy.max_forwards if max_forwards is None else max_forwards,
+        in_flight=policy.in_flight if in_flight is None else in_flight,
     )
-    policy = policy if span is None else _with_span(policy, span)
-    if policy.adaptive_floor is not None:
+    if span is not None or guesses is not None:
+        policy = _with_span(policy, ADAPTIVE if span is None else span)
+    policy = _sharing_floor(policy)
+    if policy.adaptive_floor is not None or policy.guesses:
         _table(calibration, DEFAULT_GATE)
     return _with_threshold(policy, calibration, threshold, cloud_budget)
 
@@ -154,12 +183,23 @@ def _refuse_meaningless(mode: str, given: list[str]) -> None:
 
 def _with_span(policy: Policy, span: str | int) -> Policy:
     if span == ADAPTIVE:
-        return replace(policy, span=ADAPTIVE_CAP, adaptive_floor=ADAPTIVE_FLOOR)
+        cap, floor = (GUESSING_CAP, GUESSING_FLOOR) if policy.guesses else (ADAPTIVE_CAP, ADAPTIVE_FLOOR)
+        return replace(policy, span=cap, adaptive_floor=floor)
     if not isinstance(span, int):
         raise InvalidRequest(
             f"span {span!r} is not allowed", f"allowed: 1 to {MAX_SPAN} tokens, or {ADAPTIVE!r}"
         )
     return replace(policy, span=span, adaptive_floor=None)
+
+
+def _sharing_floor(policy: Policy) -> Policy:
+    """Of n rounds in flight each ends at the n-th root of the floor: together they reach as far as one would.
+
+    Only where everything is verified; elsewhere the spans decide what is kept, and with it the image.
+    """
+    if policy.adaptive_floor is None or policy.gate != "always":
+        return policy
+    return replace(policy, adaptive_floor=policy.adaptive_floor ** (1 / policy.in_flight))
 
 
 def _with_threshold(

@@ -11,17 +11,18 @@ class Source(IntEnum):
 
     PREFIX = 0  # drawn by the cloud before the first draft
     KEPT = 1  # drawn by the device, never judged
-    VERIFIED = 2  # drawn by the device, accepted by the cloud
+    VERIFIED = 2  # drafted by the device, accepted by the cloud
     CORRECTED = 3  # drawn by the cloud in place of a rejected draft
-    BONUS = 4  # drawn by the cloud behind a span accepted whole
+    BONUS = 4  # drawn by the cloud behind a span accepted whole, or further behind its correction
 
 
 @dataclass(frozen=True)
 class Counters:
     """The counters of SPEC section 8 for one image so far; durations in seconds, sizes in bytes on the wire.
 
-    `cloud_forwards` are those of the prefix and one per answered round. Counting ends with the last token:
-    the frames that close the session are not in it. What a replay costs the cloud, `resumes` alone tells.
+    `cloud_forwards` are those of the prefix and of the answered rounds. Rounds that became void under way are
+    in `tokens_up`, in the bytes and in `device_s` alone. Counting ends with the last token: the frames that
+    close the session are not in it. What a replay costs the cloud, `resumes` alone tells.
     """
 
     image_tokens: int  # T
@@ -61,13 +62,32 @@ class Counters:
 
     @property
     def comm_share(self) -> float:
-        """Share of the time spent waiting for anything but the cloud's model."""
-        return (self.wait_s - self.cloud_s) / self.total_s if self.total_s else 0.0
+        """Share of the time spent waiting for anything but the cloud's model; 0 where pipelining hid that."""
+        return max(self.wait_s - self.cloud_s, 0.0) / self.total_s if self.total_s else 0.0
 
     def as_dict(self) -> dict[str, float]:
         """All raw and derived counters by name."""
         derived = ("call_rate", "steps", "local_rate", "acceptance_rate", "comm_share")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+@dataclass(frozen=True)
+class Trip:
+    """One round's way through time, for a waterfall: seconds since the image began, or spent.
+
+    `arrived_s` is None for a round that became void under way; nobody judged it. Else the cloud accepted
+    `accepted` of the `drafted` span tokens and added `drawn` of its own.
+    """
+
+    round: int
+    drafted: int
+    device_s: float  # spent drawing it
+    sent_s: float
+    arrived_s: float | None
+    accepted: int = 0
+    drawn: int = 0
+    cloud_forwards: int = 0
+    cloud_s: float = 0.0  # spent judging it
 
 
 @dataclass(frozen=True)
@@ -83,3 +103,4 @@ class Progress:
     scores: tuple[float | None, ...]
     counters: Counters
     done: bool
+    trips: tuple[Trip, ...] = ()  # the rounds that are over, void ones behind the one that ended them

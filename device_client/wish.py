@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field
 
 from device_client.loop import Request
-from device_client.policy import MAX_SPAN, Policy, policy_for
+from device_client.policy import MAX_IN_FLIGHT, MAX_SPAN, Policy, policy_for
 from shared.decoding.acceptance import RULES
 from shared.decoding.gates import GATES
 from shared.decoding.noise import SEED_LIMIT
 from shared.decoding.warp import MAX_GUIDANCE, MAX_TEMPERATURE
+from shared.messages import MAX_FORWARDS
 from shared.models.zoo import DevicePackage
 
 Mode = Literal["ciar", "exact", "cloud-only", "device-only"]
@@ -63,6 +64,15 @@ class Wish(BaseModel):
     acceptance: Annotated[str, AfterValidator(_known_rule)] | None = Field(
         None, description=f"how the cloud judges: {RULE_NAMES}"
     )
+    guesses: bool | None = Field(
+        None, description="whether the cloud's own draws behind a rejected token come back as guesses"
+    )
+    max_forwards: Annotated[int, Field(ge=1, le=MAX_FORWARDS)] | None = Field(
+        None, description=f"runs of the cloud model per message, 1 to {MAX_FORWARDS}: more save messages"
+    )
+    in_flight: Annotated[int, Field(ge=1, le=MAX_IN_FLIGHT)] | None = Field(
+        None, description=f"messages under way at a time, 1 to {MAX_IN_FLIGHT}: more hide the network's delay"
+    )
     guidance: Annotated[Number, Field(ge=0, le=MAX_GUIDANCE)] | None = Field(
         None, description=f"how closely to follow the prompt: 0 to {MAX_GUIDANCE:g}, 1 is off"
     )
@@ -105,6 +115,9 @@ def make_plan(package: DevicePackage, wish: Wish) -> Plan:
         span=wish.span,
         prefix_rate=wish.prefix_rate,
         acceptance=wish.acceptance,
+        guesses=wish.guesses,
+        max_forwards=wish.max_forwards,
+        in_flight=wish.in_flight,
     )
     return Plan(request, policy, _settings(package, request, policy), tuple(_notes(package, request)))
 

@@ -32,10 +32,18 @@ class Row:
 
 
 BASE = Row("cloud-only", "cloud-only")
+_PLAIN = {"guesses": False}
 EXACT = (
-    Row("exact, adaptive span", "exact"),
-    Row("exact, span 5", "exact", MappingProxyType({"span": 5})),
-    Row("exact, span 16", "exact", MappingProxyType({"span": 16})),
+    Row("exact", "exact"),
+    Row("exact, no guesses", "exact", MappingProxyType(_PLAIN)),
+    Row("exact, 2 forwards", "exact", MappingProxyType({"max_forwards": 2})),
+    Row("exact, 3 forwards", "exact", MappingProxyType({"max_forwards": 3})),
+    Row("exact, 2 in flight", "exact", MappingProxyType({"in_flight": 2})),
+    Row("exact, 4 in flight", "exact", MappingProxyType({"in_flight": 4})),
+    Row("exact, 2 forwards, 4 in flight", "exact", MappingProxyType({"max_forwards": 2, "in_flight": 4})),
+    Row("exact, no guesses, 4 in flight", "exact", MappingProxyType({**_PLAIN, "in_flight": 4})),
+    Row("exact, no guesses, span 5", "exact", MappingProxyType({**_PLAIN, "span": 5})),
+    Row("exact, no guesses, span 16", "exact", MappingProxyType({**_PLAIN, "span": 16})),
     Row("always, span 1", "ciar", MappingProxyType({"gate": "always", "span": 1})),
     Row("always, span 5", "ciar", MappingProxyType({"gate": "always", "span": 5})),
     Row("always, span 16", "ciar", MappingProxyType({"gate": "always", "span": 16})),

@@ -7,7 +7,7 @@ hashable by content.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from shared.decoding.warp import Warp
 
 Tokens = NDArray[np.int32]
+MAX_FORWARDS = 8  # runs of the cloud model that one draft may cost
 
 
 def no_tokens() -> Tokens:
@@ -54,7 +55,8 @@ class Open:
 
     With `resume` empty the cloud draws `prefix_tokens` tokens itself (prefix injection) and returns them in
     Opened. With `resume` set the device already owns that many tokens; the cloud draws only what is missing
-    of the prefix.
+    of the prefix. `max_forwards` is how often the cloud may run for one draft (0, 1: once): after a rejection
+    it then judges its own guesses.
     """
 
     model: str
@@ -67,6 +69,8 @@ class Open:
     acceptance: str  # a name in shared.decoding.acceptance.RULES
     resume: Tokens = field(default_factory=no_tokens)
     resume_features: Features | None = None
+    guesses: bool = False  # verdicts shall carry them
+    max_forwards: int = 1  # 0 .. MAX_FORWARDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +92,8 @@ class Draft:
     catch_up  tokens the device kept by itself since `base`
     features  interval features of some catch-up tokens (None: plain embeddings)
     span      K >= 1 drafted tokens to judge, at positions base + len(catch_up) ...
+    behind    pipelined: drawn before the verdict on that round was known. catch_up[0], which has no feature,
+              stands for the bonus of that round, and `base` is its place
     """
 
     round: int
@@ -96,20 +102,38 @@ class Draft:
     catch_up: Tokens = field(default_factory=no_tokens)
     features: Features | None = None
     proposal: Proposal | None = None
+    behind: int | None = None
+
+    def settled(self) -> Draft:
+        """A pipelined draft once its bonus has come as assumed: an ordinary one that begins a token later."""
+        features = self.features and replace(self.features, index=self.features.index - np.uint16(1))
+        return replace(self, base=self.base + 1, catch_up=self.catch_up[1:], features=features, behind=None)
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
     """Cloud -> device: span[:accepted] stands; `token` follows it (correction, or bonus when all was
-    accepted).
+    accepted), and `more` follows that.
 
-    `token` is None only when the accepted span ends the image.
+    token    None only when the accepted span ends the image, and where the draft was stale
+    more     drawn and verified by the cloud behind its correction, with forwards of its own
+    guesses  the cloud's unverified draws for the places behind all that, a rejected token before them
+    stale    a pipelined draft whose assumption failed: nothing was judged, nothing was spent
     """
 
     round: int
     accepted: int
     token: int | None
     cloud_s: float  # seconds of model time this round spent
+    more: Tokens = field(default_factory=no_tokens)
+    guesses: Tokens = field(default_factory=no_tokens)
+    cloud_forwards: int = 1
+    stale: bool = False
+
+    @property
+    def drawn(self) -> list[int]:
+        """What the cloud itself adds to the image: `token`, if any, and `more`."""
+        return [] if self.token is None else [self.token, *self.more.tolist()]
 
 
 @dataclass(frozen=True)

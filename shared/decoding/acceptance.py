@@ -20,10 +20,15 @@ from shared.errors import InvalidDraft, InvalidRequest
 
 @dataclass(frozen=True)
 class Judgement:
-    """span[:accepted] stands; `token` follows it: correction or bonus, None if the span ended the image."""
+    """span[:accepted] stands; `token` follows it: correction or bonus, None if the span ended the image.
+
+    guesses  the cloud's own draws for the places behind a correction. They were made behind the rejected
+             token, so they are worth no more than a draft. None behind a bonus, and none by `rejection`
+    """
 
     accepted: int
     token: int | None
+    guesses: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +129,8 @@ def _settle(judged: Judged, drawn_T: Tensor) -> Judgement:
     """Compare the span with the cloud's own draws, one per row."""
     drawn = drawn_T.tolist()
     accepted = _leading(drawn_T[: judged.span_K.shape[0]] == judged.span_K)
-    return Judgement(accepted, drawn[accepted] if accepted < len(drawn) else None)
+    token = drawn[accepted] if accepted < len(drawn) else None
+    return Judgement(accepted, token, tuple(drawn[accepted + 1 :]))
 
 
 def _leading(passed_K: Tensor) -> int:

@@ -1,48 +1,22 @@
 """Messages <-> the protobuf frames of proto/ciar/v1/ciar.proto. Knows nothing of gRPC, models or sessions.
 
-This file, tensors.py and the generated code alone know the protobuf layout. Whatever arrives is checked for
+This folder alone knows the protobuf layout. Whatever arrives is checked for
 form here; what depends on a model (id < V, positions, span limits) is checked by the session.
 Malformed requests raise InvalidDraft or InvalidRequest, malformed responses raise CiarError.
 """
 
 from __future__ import annotations
 
-import math
-
 from google.protobuf.message import DecodeError
 
 from shared.decoding.warp import Warp
-from shared.errors import (
-    CiarError,
-    CloudUnreachable,
-    InvalidDraft,
-    InvalidPrompt,
-    InvalidRequest,
-    ModelMismatch,
-    ModelUnavailable,
-    Overloaded,
-    SessionLost,
-)
+from shared.errors import CiarError, InvalidDraft, InvalidPrompt, InvalidRequest
 from shared.messages import Draft, Finish, ModelInfo, Open, Opened, ServerInfo, Usage, Verdict
-from shared.wire import tensors
+from shared.wire import failures, tensors
 from shared.wire.pb import ciar_pb2 as pb
 
 PROTOCOL_VERSION = 1
 UnreadableFrame = DecodeError  # what parsing raises for bytes that are no frame; callers know no protobuf
-
-_CODES: dict[type[CiarError], pb.ErrorCode] = {
-    CiarError: pb.ERROR_CODE_INTERNAL,
-    InvalidRequest: pb.ERROR_CODE_INVALID_REQUEST,
-    InvalidPrompt: pb.ERROR_CODE_INVALID_PROMPT,
-    InvalidDraft: pb.ERROR_CODE_INVALID_DRAFT,
-    ModelUnavailable: pb.ERROR_CODE_MODEL_UNAVAILABLE,
-    ModelMismatch: pb.ERROR_CODE_MODEL_MISMATCH,
-    Overloaded: pb.ERROR_CODE_OVERLOADED,
-    SessionLost: pb.ERROR_CODE_SESSION_LOST,
-    CloudUnreachable: pb.ERROR_CODE_CLOUD_UNREACHABLE,
-}
-_ERRORS = {code: kind for kind, code in _CODES.items()}
-
 
 # ---- requests: device -> cloud
 
@@ -65,6 +39,8 @@ def encode_open(message: Open) -> pb.GenerateRequest:
             acceptance=message.acceptance,
             resume=tensors.encode_tokens(message.resume),
             resume_features=tensors.encode_features(message.resume_features),
+            guesses=message.guesses,
+            max_forwards=message.max_forwards,
         )
     )
 
@@ -79,6 +55,7 @@ def encode_draft(message: Draft) -> pb.GenerateRequest:
             catch_up=tensors.encode_tokens(message.catch_up),
             features=tensors.encode_features(message.features),
             proposal=tensors.encode_proposal(message.proposal),
+            behind=message.behind,
         )
     )
 
@@ -114,6 +91,8 @@ def _decode_open(message: pb.Open) -> Open:
         acceptance=message.acceptance,
         resume=resume,
         resume_features=tensors.decode_features(message, "resume_features", len(resume), InvalidRequest),
+        guesses=message.guesses,
+        max_forwards=message.max_forwards,
     )
 
 
@@ -140,6 +119,7 @@ def _decode_draft(message: pb.Draft) -> Draft:
         catch_up=catch_up,
         features=tensors.decode_features(message, "features", len(catch_up), InvalidDraft),
         proposal=tensors.decode_proposal(message, len(span)),
+        behind=message.behind if message.HasField("behind") else None,
     )
 
 
@@ -156,7 +136,7 @@ def encode_response(message: Opened | Verdict | Usage | CiarError) -> pb.Generat
         case Usage():
             return pb.GenerateResponse(usage=_encode_usage(message))
         case CiarError():
-            return pb.GenerateResponse(error=_encode_error(message))
+            return pb.GenerateResponse(error=failures.encode_error(message))
 
 
 def decode_response(frame: pb.GenerateResponse) -> Opened | Verdict | Usage:
@@ -169,7 +149,7 @@ def decode_response(frame: pb.GenerateResponse) -> Opened | Verdict | Usage:
         case "usage":
             return _decode_usage(frame.usage)
         case "error":
-            raise _decode_error(frame.error)
+            raise failures.decode_error(frame.error)
         case _:
             raise CiarError(
                 "the frame from the cloud is empty or unknown",
@@ -204,6 +184,10 @@ def _encode_verdict(message: Verdict) -> pb.Verdict:
         accepted=message.accepted,
         token=message.token,
         cloud_us=_microseconds(message.cloud_s),
+        more=tensors.encode_tokens(message.more),
+        guesses=tensors.encode_tokens(message.guesses),
+        cloud_forwards=None if message.cloud_forwards == 1 else message.cloud_forwards,
+        stale=message.stale,
     )
 
 
@@ -213,6 +197,10 @@ def _decode_verdict(message: pb.Verdict) -> Verdict:
         accepted=message.accepted,
         token=message.token if message.HasField("token") else None,
         cloud_s=message.cloud_us / 1e6,
+        more=tensors.decode_tokens(message, "more", CiarError),
+        guesses=tensors.decode_tokens(message, "guesses", CiarError),
+        cloud_forwards=message.cloud_forwards if message.HasField("cloud_forwards") else 1,
+        stale=message.stale,
     )
 
 
@@ -234,22 +222,6 @@ def _decode_usage(message: pb.Usage) -> Usage:
         accepted=message.accepted,
         cloud_s=message.cloud_us / 1e6,
     )
-
-
-def _encode_error(error: CiarError) -> pb.Error:
-    kind = next(kind for kind in type(error).__mro__ if kind in _CODES)
-    wait_ms = math.ceil(error.retry_after_s * 1000) if isinstance(error, Overloaded) else None
-    code = _CODES[kind]
-    return pb.Error(
-        code=code, what=error.what, why=error.why, next_step=error.next_step, retry_after_ms=wait_ms
-    )
-
-
-def _decode_error(error: pb.Error) -> CiarError:
-    kind = _ERRORS.get(error.code, CiarError)
-    if kind is Overloaded and error.HasField("retry_after_ms"):
-        return Overloaded(error.what, error.why, error.next_step, error.retry_after_ms / 1000)
-    return kind(error.what, error.why, error.next_step)
 
 
 def _microseconds(seconds: float) -> int:

@@ -309,6 +309,7 @@ def refusals() -> Iterator[tuple[dict[str, object], type[Exception], str]]:
     yield {"model": "other"}, ModelUnavailable, "no model 'other'"
     yield {"acceptance": "kindly"}, InvalidRequest, "'kindly'.*coupled"
     yield {"seed": 2**64}, InvalidRequest, "seed 18446744073709551616"
+    yield {"max_forwards": 9}, InvalidRequest, "max_forwards is 9.*0 to 8"
     yield {"seed": -1}, InvalidRequest, "seed -1"
     yield {"prefix_tokens": 17}, InvalidRequest, "prefix_tokens is 17.*0 to T = 16"
     yield {"resume": np.zeros(17, np.int32)}, InvalidRequest, "resume is 17"

@@ -91,13 +91,98 @@ def test_a_proposal_that_does_not_fit(cloud: CloudModel, sent: Proposal | None, 
 
 def test_a_round_is_answered_once(session: Session) -> None:
     assert session.answered(GOOD) is None
-    verdict = session.record(GOOD, Judgement(1, 9), 0.5)
+    verdict = session.record(GOOD, [Judgement(1, 9)], 0.5)
     assert session.answered(GOOD) is verdict
     assert session.usage() == Usage(cloud_forwards=0, rounds=1, judged=2, accepted=1, cloud_s=0.0)
     with pytest.raises(InvalidDraft, match=r"round 1 came again with base 5.*its base was 3"):
         session.answered(replace(GOOD, base=5))
     with pytest.raises(InvalidDraft, match=r"round 0 is out of order.*above 1"):
         session.check(replace(GOOD, round=0))
+
+
+BEHIND = Draft(round=2, base=8, span=tokens(9), catch_up=tokens(7, 1), behind=1)
+
+
+@pytest.fixture
+def whole(session: Session) -> Session:
+    """Round 1 was accepted whole, with bonus 7 at place 8."""
+    session.tokens += [6, 7, 8, 4, 5, 7]
+    session.record(GOOD, [Judgement(2, 7)], 0.5)
+    return session
+
+
+def test_a_pipelined_draft_stands_where_its_bonus_came(whole: Session) -> None:
+    sent = replace(BEHIND, features=features([1], 1, 32))
+    settled = whole.settled(sent)
+    assert settled is not None and settled.features is not None
+    assert (settled.base, settled.catch_up.tolist(), settled.behind) == (9, [1], None)
+    assert settled.features.index.tolist() == [0]
+    whole.check(settled)
+    whole.tokens += [1, 9, 3]
+    verdict = whole.record(sent, [Judgement(1, 3)], 0.5)
+    assert whole.answered(sent) is verdict and verdict.token == 3 and not verdict.more.size
+
+
+@pytest.mark.parametrize("changes", [{"catch_up": tokens(6, 1)}, {"behind": 0}, {"round": 4, "behind": 3}])
+def test_a_pipelined_draft_is_void_where_another_bonus_came(
+    whole: Session, changes: dict[str, object]
+) -> None:
+    void, before = replace(BEHIND, **changes), whole.usage()
+    assert whole.settled(void) is None
+    verdict = whole.void(void)
+    assert (verdict.stale, verdict.cloud_forwards, verdict.token, verdict.accepted) == (True, 0, None, 0)
+    assert whole.answered(void) is verdict and whole.usage() == before
+    assert whole.settled(replace(BEHIND, round=9, behind=void.round)) is None  # nothing stands behind it
+
+
+def test_nothing_stands_behind_a_correction(session: Session) -> None:
+    """Not even where the cloud has come as far, and to the same token, by its own forwards."""
+    session.tokens += [6, 7, 8, 9, 5, 7]
+    verdict = session.record(GOOD, [Judgement(0, 9, (5,)), Judgement(1, 7)], 0.5)
+    assert (verdict.token, verdict.more.tolist(), verdict.cloud_forwards) == (9, [5, 7], 2)
+    assert session.settled(BEHIND) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"catch_up": tokens()}, "0 catch-up tokens is behind 1.*begins with its bonus"),
+        ({"behind": 2}, "round 2 .* is behind 2.*an earlier round"),
+        ({"features": features([0], 1, 32)}, "assumed bonus carries a feature"),
+    ],
+)
+def test_a_pipelined_draft_that_cannot_be(whole: Session, changes: dict[str, object], says: str) -> None:
+    with pytest.raises(InvalidDraft, match=says):
+        whole.settled(replace(BEHIND, **changes))
+
+
+def test_a_settled_draft_is_checked_like_any_other(whole: Session) -> None:
+    settled = whole.settled(replace(BEHIND, base=5))
+    assert settled is not None
+    with pytest.raises(InvalidDraft, match=r"base 6 does not fit.*allowed: 9"):
+        whole.check(settled)
+
+
+@pytest.mark.parametrize(
+    ("forwards", "judgements", "goes_on"),
+    [
+        (1, [Judgement(0, 1, (2, 3))], False),
+        (0, [Judgement(0, 1, (2, 3))], False),
+        (2, [Judgement(0, 1, (2, 3))], True),
+        (2, [Judgement(2, 1)], False),  # nothing was rejected
+        (2, [Judgement(0, 1, (2, 3)), Judgement(1, 4, (5,))], False),
+        (3, [Judgement(0, 1, (2, 3)), Judgement(1, 4, (5,))], True),
+        (3, [Judgement(0, 1, (2, 3)), Judgement(0, 4, (5,))], False),  # the guesses were worth nothing
+    ],
+)
+def test_the_cloud_iterates_while_it_may_and_gains(
+    cloud: CloudModel, forwards: int, judgements: list[Judgement], goes_on: bool
+) -> None:
+    session = Engine(cloud, 1).open(order(cloud, resume=OWNED, max_forwards=forwards))
+    job = Job.iterating(session, judgements)
+    assert (job is not None) == goes_on
+    if job is not None:
+        assert job.span.tolist() == list(judgements[-1].guesses) and job.base == len(session.tokens)
 
 
 def test_a_job_knows_its_size(session: Session) -> None:

@@ -242,12 +242,14 @@ def test_greedy_ignores_the_seed() -> None:
     for seed in range(5):
         assert rule("greedy")(Judged(log_p_TV, best[:3], seed, 0)) == Judgement(3, int(best[3]))
         wrong = torch.stack((best[0], (best[1] + 1) % 20, best[2]))
-        assert rule("greedy")(Judged(log_p_TV, wrong, seed, 0)) == Judgement(1, int(best[1]))
+        assert rule("greedy")(Judged(log_p_TV, wrong, seed, 0)) == Judgement(
+            1, int(best[1]), (int(best[2]), int(best[3]))
+        )
 
 
 def test_a_token_after_the_first_rejection_never_counts() -> None:
     log_p_TV = torch.eye(4).log()
-    assert rule("greedy")(Judged(log_p_TV, torch.tensor([0, 3, 2]), 0, 0)) == Judgement(1, 1)
+    assert rule("greedy")(Judged(log_p_TV, torch.tensor([0, 3, 2]), 0, 0)) == Judgement(1, 1, (2, 3))
 
 
 def test_an_empty_residual_falls_back_to_p() -> None:
@@ -321,7 +323,7 @@ def test_rows_that_do_not_fit_the_span_are_refused(rows: int, span: int) -> None
 
 def test_foreign_tokens_are_merely_rejected_by_coupled() -> None:
     verdict = coupled(Judged(P_V.log().expand(2, -1), torch.tensor([10**9]), 0, 0))
-    assert verdict == Judgement(0, draw(P_V.log(), 0, 0))
+    assert verdict == Judgement(0, draw(P_V.log(), 0, 0), (draw(P_V.log(), 0, 1),))
 
 
 def test_an_unknown_rule_is_named() -> None:

@@ -127,6 +127,8 @@ def test_json_is_all_there_is_on_stdout(run: Run, model: str, server: str, mode:
     assert counters["image_tokens"] == GRID * GRID
     assert counters["call_rate"] == counters["cloud_forwards"] / GRID**2
     assert Path("map.png").exists()
+    assert len(answer["trips"]) == counters["rounds"]
+    assert all(0 < trip["sent_s"] < trip["arrived_s"] < counters["total_s"] for trip in answer["trips"])
 
 
 def test_exact_mode_draws_what_the_cloud_would(run: Run, model: str, server: str) -> None:
@@ -142,13 +144,15 @@ def test_exact_mode_draws_what_the_cloud_would(run: Run, model: str, server: str
 def test_every_option_arrives(run: Run, model: str, server: str) -> None:
     options = (
         "--gate entropy --threshold -0.5 --span adaptive --prefix-rate 0.25 --acceptance greedy --seed 9 "
-        "--guidance 2 --temperature 0.9 --top-k 7 --top-p 0.8 --deadline-s 9 --retry-s 1 --threads 1"
+        "--guidance 2 --temperature 0.9 --top-k 7 --top-p 0.8 --deadline-s 9 --retry-s 1 --threads 1 "
+        "--in-flight 3 --max-forwards 2 --guesses"
     )
     ran = run("--prompt", "cat", "--server", server, "--model", model, "--json", *options.split())
     settings = json.loads(ran.out)["settings"]
     assert settings["warp"] == {"guidance": 2.0, "temperature": 0.9, "top_k": 7, "top_p": 0.8}
     policy = settings["policy"]
     assert (policy["gate"], policy["threshold"], policy["acceptance"]) == ("entropy", -0.5, "greedy")
+    assert (policy["in_flight"], policy["max_forwards"], policy["guesses"]) == (3, 2, True)
     assert (policy["prefix_rate"], settings["seed"]) == (0.25, 9) and policy["adaptive_floor"] > 0
 
 

@@ -77,12 +77,13 @@ async def whole(package: DevicePackage, policy: Policy, link: CloudLink) -> Prog
 async def test_a_killed_server_costs_time_and_no_token(package: DevicePackage, server: ServerProcess) -> None:
     exact = policy_for("exact", package.calibration, span=2)
     ciar = policy_for("ciar", package.calibration, gate="margin", threshold=-1.0)
+    busy = replace(exact, in_flight=4, guesses=True, max_forwards=2)
     async with server.link() as link:  # the server is still starting: the link waits for it
         base = await whole(package, policy_for("cloud-only", package.calibration), link)
         undisturbed = await whole(package, ciar, link)
         deaf = await whole(package, replace(ciar, features=False), link)
         disturbed = []
-        for policy in (exact, ciar):
+        for policy in (exact, ciar, busy):
             victim = server.process
             async for step in decode(package, REQUEST, policy, link):
                 if step.counters.rounds == 5 and server.process is victim:
@@ -91,7 +92,7 @@ async def test_a_killed_server_costs_time_and_no_token(package: DevicePackage, s
             assert step.done and server.process is not victim
             assert step.counters.resumes >= 1
             disturbed.append(step)
-    assert disturbed[0].tokens == base.tokens
+    assert disturbed[0].tokens == disturbed[2].tokens == base.tokens
     assert (disturbed[1].tokens, disturbed[1].sources) == (undisturbed.tokens, undisturbed.sources)
     assert disturbed[1].counters.rounds == undisturbed.counters.rounds
     assert deaf.tokens != undisturbed.tokens

@@ -60,6 +60,12 @@ def link_to(server: CloudServer, retry_s: float = 5.0) -> CloudLink:
     return CloudLink(f"127.0.0.1:{server.port}", retry_s=retry_s)
 
 
+async def ask(link: CloudLink, draft: Draft) -> Verdict:
+    """One round, waited for."""
+    await link.send(draft)
+    return await link.receive()
+
+
 # ---- targets and servers that are not there
 
 
@@ -130,7 +136,7 @@ async def test_one_image_by_hand(cloud: CloudModel, server: CloudServer) -> None
     async with link_to(server) as link:
         opened = await link.open(order_for(cloud))
         assert (len(opened.prefix), opened.image_tokens, opened.cloud_forwards) == (3, 36, 3)
-        verdict = await link.verify(Draft(1, 3, ids(1, 2, 3)))
+        verdict = await ask(link, Draft(1, 3, ids(1, 2, 3)))
         assert 0 <= verdict.accepted <= 3 and verdict.token is not None
         usage = await link.finish()
         assert (usage.cloud_forwards, usage.rounds, usage.judged) == (4, 1, 3)
@@ -142,7 +148,7 @@ async def test_one_image_by_hand(cloud: CloudModel, server: CloudServer) -> None
 async def test_bytes_are_those_of_the_frames(cloud: CloudModel, server: CloudServer) -> None:
     async with link_to(server) as link:
         order, draft = order_for(cloud), Draft(1, 3, ids(1, 2, 3))
-        answers = [await link.open(order), await link.verify(draft), await link.finish()]
+        answers = [await link.open(order), await ask(link, draft), await link.finish()]
     sent = [codec.encode_open(order), codec.encode_draft(draft), codec.encode_finish(Finish())]
     assert link.bytes_up == sum(len(frame.SerializeToString()) + 5 for frame in sent)
     received = [codec.encode_response(answer) for answer in answers]
@@ -168,7 +174,7 @@ async def test_refusals_are_raised_as_they_come(
         assert time.monotonic() - began < 2  # no second try
         await link.open(order_for(cloud))
         with pytest.raises(InvalidDraft):
-            await link.verify(Draft(1, 9, ids(1)))
+            await ask(link, Draft(1, 9, ids(1)))
 
 
 async def test_a_full_server_is_waited_for(cloud: CloudModel, server: CloudServer) -> None:
@@ -185,7 +191,7 @@ async def test_a_full_server_is_waited_for(cloud: CloudModel, server: CloudServe
 async def test_a_cancelled_round_frees_the_session(cloud: CloudModel, server: CloudServer) -> None:
     async with link_to(server) as one, link_to(server) as other:
         await one.open(order_for(cloud))
-        task = asyncio.create_task(one.verify(Draft(1, 3, ids(*range(20)))))
+        task = asyncio.create_task(ask(one, Draft(1, 3, ids(*range(20)))))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -203,13 +209,13 @@ async def test_a_stopped_server_is_resumed_on_its_successor(cloud: CloudModel) -
         await server.start()
         async with link_to(server) as link:
             opened = await link.open(order_for(cloud))
-            verdict = await link.verify(drafts[0])
+            verdict = await ask(link, drafts[0])
             base = 3 + verdict.accepted + 1
             if stops:
                 await server.stop()
                 server = CloudServer(cloud, Settings(port=server.port))
                 await server.start()
-            second = await link.verify(Draft(2, base, ids(4, 5), catch_up=ids(6, 7)))
+            second = await ask(link, Draft(2, base, ids(4, 5), catch_up=ids(6, 7)))
             answers.append((opened.prefix.tolist(), verdict.accepted, verdict.token, second.token))
             assert link.resumes == stops
             assert (await link.finish()).rounds == (1 if stops else 2)
@@ -225,7 +231,7 @@ async def test_a_server_that_does_not_come_back_is_given_up(cloud: CloudModel) -
         await server.stop()
         began = time.monotonic()
         with pytest.raises(CloudUnreachable, match="no cloud server"):
-            await link.verify(Draft(1, 3, ids(1)))
+            await ask(link, Draft(1, 3, ids(1)))
         assert 0.3 < time.monotonic() - began < 3
 
 
@@ -300,7 +306,7 @@ OWNED = [9, 8, 7, 4, 5, 6, 1, 2, 20, 12, 10, 11, 21]
 async def test_a_replay_brings_all_that_is_owned(end: SessionLost | grpc.StatusCode | None) -> None:
     async with scripted([OPENED, VERDICTS[0], VERDICTS[1], end], [RESUMED, VERDICTS[2]]) as (peer, link):
         await link.open(ORDER)
-        verdicts = [await link.verify(draft) for draft in DRAFTS]
+        verdicts = [await ask(link, draft) for draft in DRAFTS]
         assert [verdict.token for verdict in verdicts] == [20, 21, 22]
         assert link.resumes == 1
     replay, again = peer.received[1]
@@ -311,6 +317,88 @@ async def test_a_replay_brings_all_that_is_owned(end: SessionLost | grpc.StatusC
     assert replay.resume_features.index.tolist() == [3, 5, 9]
     assert replay.resume_features.codes.tolist() == [[0, 0], [2, -2], [0, 0]]
     assert (again.round, again.base, again.span.tolist()) == (3, 13, [13])
+
+
+# Round 2 is drawn behind round 1, whose bonus it takes to be 20; round 3 behind round 2.
+CHAIN = [
+    Draft(1, 3, ids(1, 2, 3), catch_up=ids(4), features=features(0)),
+    Draft(2, 7, ids(10, 11), catch_up=ids(20, 12), features=features(1), behind=1),
+    Draft(3, 11, ids(13), catch_up=ids(21), behind=2),
+]
+WHOLE = [Verdict(1, 3, 20, 0.1), Verdict(2, 2, 21, 0.1), Verdict(3, 0, 22, 0.1)]
+VOID = Verdict(2, 0, None, 0.0, cloud_forwards=0, stale=True)
+
+
+@pytest.mark.parametrize("end", [None, grpc.StatusCode.UNAVAILABLE, SessionLost("bye")])
+@pytest.mark.parametrize("before", [0, 1, 2])
+async def test_a_replay_brings_all_that_is_under_way(
+    end: SessionLost | grpc.StatusCode | None, before: int
+) -> None:
+    """The oldest round in flight has become a plain one by then, with the bonus among what is owned."""
+    async with scripted([OPENED, *WHOLE[:before], end], [RESUMED, *WHOLE[before:]]) as (peer, link):
+        await link.open(ORDER)
+        for draft in CHAIN:
+            await link.send(draft)
+        verdicts = [await link.receive() for _ in CHAIN]
+        assert [verdict.token for verdict in verdicts] == [20, 21, 22]
+        assert link.resumes == 1 and not link.answered
+    replay, *again = peer.received[1]
+    assert isinstance(replay, Open)
+    owned = [9, 8, 7, 4, 1, 2, 3, 20, 12, 10, 11, 21]
+    assert replay.resume.tolist() == owned[: (3, 8, 12)[before]]
+    places = [] if replay.resume_features is None else replay.resume_features.index.tolist()
+    assert places == [3, 8][:before]
+    sent = [draft for draft in again if isinstance(draft, Draft)]
+    assert [draft.round for draft in sent] == [1, 2, 3][before:]
+    assert [draft.behind for draft in sent] == [None, 1, 2][:1] + [1, 2][before:]
+    assert sent[0].base == len(replay.resume)
+    assert sent[-1].span.tolist() == [13]
+
+
+async def test_rounds_that_became_void_are_not_waited_for() -> None:
+    bad = Verdict(1, 1, 2, 0.1, more=ids(5), guesses=ids(6, 7), cloud_forwards=2)
+    third = dataclasses.replace(VOID, round=3)
+    async with scripted([OPENED, bad, VOID, third, Verdict(4, 1, 9, 0.1)]) as (_, link):
+        await link.open(ORDER)
+        for draft in CHAIN:
+            await link.send(draft)
+        verdict = await link.receive()
+        assert (verdict.drawn, verdict.guesses.tolist(), verdict.cloud_forwards) == ([2, 5], [6, 7], 2)
+        assert (await ask(link, Draft(4, 7, ids(8)))).token == 9
+        assert link.resumes == 0
+
+
+async def test_an_answer_is_read_while_nobody_waits_for_it() -> None:
+    async with scripted([OPENED, *WHOLE]) as (_, link):
+        await link.open(ORDER)
+        assert not link.answered
+        for draft in CHAIN:
+            await link.send(draft)
+        for verdict in WHOLE:
+            async with asyncio.timeout(1):
+                while not link.answered:
+                    await asyncio.sleep(0.001)
+            assert (await link.receive()).token == verdict.token
+        assert not link.answered
+
+
+async def test_an_image_given_up_with_rounds_under_way_has_its_usage() -> None:
+    usage = Usage(4, 1, 3, 3, 0.1)
+    async with scripted([OPENED, *WHOLE, usage]) as (_, link):
+        await link.open(ORDER)
+        for draft in CHAIN:
+            await link.send(draft)
+        assert await link.finish() == usage
+
+
+async def test_a_refusal_heard_in_the_background_is_raised_once() -> None:
+    async with scripted([OPENED, InvalidDraft("no"), None, None]) as (peer, link):
+        await link.open(ORDER)
+        for draft in CHAIN:
+            await link.send(draft)
+        with pytest.raises(InvalidDraft, match="no"):
+            await link.receive()
+        assert len(peer.received) == 1
 
 
 async def test_a_fresh_image_is_opened_again_when_the_stream_breaks() -> None:
@@ -324,7 +412,7 @@ async def test_overload_on_replay_is_waited_for() -> None:
     full = Overloaded("full", retry_after_s=0.05)
     async with scripted([full], [OPENED, None], [full], [RESUMED, VERDICTS[0]]) as (_, link):
         await link.open(ORDER)
-        assert (await link.verify(DRAFTS[0])).accepted == 2
+        assert (await ask(link, DRAFTS[0])).accepted == 2
 
 
 async def test_a_peer_that_keeps_breaking_off_is_given_up() -> None:
@@ -346,6 +434,9 @@ async def test_a_peer_that_keeps_breaking_off_is_given_up() -> None:
         ([OPENED, Verdict(1, 4, 20, 0.0)], "4 tokens accepted"),
         ([OPENED, Verdict(1, 2, None, 0.0)], "token None behind 8 of 36"),
         ([OPENED, Verdict(1, 2, 32, 0.0)], "token 32"),
+        ([OPENED, Verdict(1, 3, 20, 0.0, more=ids(1))], "2 tokens behind 9 of 36"),
+        ([OPENED, Verdict(1, 0, 20, 0.0, guesses=ids(*range(30)))], "31 tokens behind 6 of 36"),
+        ([OPENED, Verdict(1, 0, 20, 0.0, guesses=ids(32))], "token 32"),
         ([OPENED, Usage(1, 1, 1, 1, 0.0)], "Usage instead of Verdict"),
     ],
 )
@@ -353,7 +444,7 @@ async def test_nonsense_is_refused(answers: list[Frame | grpc.StatusCode | None]
     async with scripted(answers) as (_, link):
         with pytest.raises(CiarError, match=what) as error:
             await link.open(ORDER)
-            await link.verify(DRAFTS[0])
+            await ask(link, DRAFTS[0])
         assert type(error.value) is CiarError
 
 

@@ -19,8 +19,11 @@ CALIBRATION = Calibration("digest", Warp(), 5, 0.06, {"entropy": TABLE})
 def test_the_modes_are_what_the_readme_says() -> None:
     ciar, exact, cloud, device = (policy_for(mode, CALIBRATION) for mode in MODES)
     assert ciar == Policy("ciar", "entropy", -3.0, 16, 0.3, 0.06, "coupled", features=True, use_cloud=True)
-    assert exact == Policy("exact", "always", 0.0, 16, 0.3, 0.0, "coupled", features=False, use_cloud=True)
-    assert cloud.prefix_tokens(256) == 256 and cloud.use_cloud
+    assert exact == Policy(
+        "exact", "always", 0.0, 24, 0.1, 0.0, "coupled", features=False, use_cloud=True, guesses=True
+    )
+    assert cloud.prefix_tokens(256) == 256 and cloud.use_cloud and not cloud.guesses
+    assert all((policy.max_forwards, policy.in_flight) == (1, 1) for policy in (ciar, exact, cloud, device))
     assert device.gate == "never" and device.prefix_tokens(256) == 0 and not device.use_cloud
 
 
@@ -37,6 +40,15 @@ def test_overrides_lie_on_top_of_the_mode() -> None:
     assert policy_for("ciar", CALIBRATION, span=3).span == 3
     adaptive = policy_for("ciar", CALIBRATION, span="adaptive")
     assert (adaptive.span, adaptive.adaptive_floor) == (16, 0.3)
+    guessing = policy_for("ciar", CALIBRATION, guesses=True)
+    assert (guessing.guesses, guessing.span, guessing.adaptive_floor) == (True, 24, 0.1)
+    alone = policy_for("exact", CALIBRATION, guesses=False, span="adaptive")
+    assert (alone.guesses, alone.span, alone.adaptive_floor) == (False, 16, 0.3)
+    busy = policy_for("exact", CALIBRATION, max_forwards=3, in_flight=4, span=6)
+    assert (busy.max_forwards, busy.in_flight, busy.span, busy.guesses) == (3, 4, 6, True)
+    sharing = policy_for("exact", CALIBRATION, in_flight=2)
+    assert sharing.adaptive_floor == pytest.approx(0.1**0.5)
+    assert policy_for("ciar", CALIBRATION, in_flight=2).adaptive_floor == 0.3
     fixed = policy_for("exact", CALIBRATION, span=4, prefix_rate=0.5)
     assert (fixed.span, fixed.adaptive_floor, fixed.prefix_rate) == (4, None, 0.5)
     assert policy_for("cloud-only", CALIBRATION, acceptance="greedy").acceptance == "greedy"
@@ -45,12 +57,14 @@ def test_overrides_lie_on_top_of_the_mode() -> None:
 def test_what_looks_nothing_up_needs_no_calibration() -> None:
     for gate in ("never", "always"):
         assert policy_for("ciar", None, gate=gate, span=5).gate == gate
-    assert policy_for("exact", None, span=5).span == 5
+    assert policy_for("exact", None, span=5, guesses=False).span == 5
     assert policy_for("ciar", None, threshold=-2.0, span=5).threshold == -2.0
     with pytest.raises(InvalidRequest, match="entropy"):
         policy_for("exact", None)
     with pytest.raises(InvalidRequest, match="entropy"):
         policy_for("ciar", None)
+    with pytest.raises(InvalidRequest, match="entropy"):  # guesses are weighed against the device's doubt
+        policy_for("ciar", None, gate="always", span=5, guesses=True)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +85,12 @@ def test_what_looks_nothing_up_needs_no_calibration() -> None:
         ("ciar", {"span": 65}, "span 65 .* 1 to 64"),
         ("ciar", {"span": "long"}, "span 'long' .* 'adaptive'"),
         ("ciar", {"prefix_rate": 1.5}, "prefix rate 1.5 .* 0 to 1"),
+        ("exact", {"max_forwards": 0}, "max forwards 0 .* 1 to 8"),
+        ("exact", {"max_forwards": 9}, "max forwards 9"),
+        ("exact", {"in_flight": 0}, "rounds in flight 0 .* 1 to 4"),
+        ("ciar", {"in_flight": 5}, "rounds in flight 5"),
+        ("cloud-only", {"in_flight": 2, "guesses": False}, "guesses and in_flight cannot.* ciar, exact"),
+        ("device-only", {"max_forwards": 2}, "max_forwards cannot .* ciar, exact"),
         ("exact", {"gate": "margin"}, "gate cannot be set in mode 'exact'.* ciar"),
         ("cloud-only", {"span": 5, "prefix_rate": 0.5}, "span and prefix_rate .* ciar, exact"),
         ("device-only", {"threshold": 1.0}, "threshold cannot .* ciar"),

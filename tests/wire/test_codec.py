@@ -40,7 +40,7 @@ from shared.messages import (
     Verdict,
     no_tokens,
 )
-from shared.wire import codec
+from shared.wire import codec, failures
 from shared.wire.pb import ciar_pb2 as pb
 
 ERRORS = (
@@ -112,6 +112,8 @@ def opens(draw: st.DrawFn) -> Open:
         acceptance=draw(text),
         resume=resume,
         resume_features=draw(features_of(len(resume))),
+        guesses=draw(st.booleans()),
+        max_forwards=draw(uint32),
     )
 
 
@@ -125,13 +127,24 @@ def drafts(draw: st.DrawFn) -> Draft:
         catch_up=catch_up,
         features=draw(features_of(len(catch_up))),
         proposal=draw(st.none() | proposals(len(span))),
+        behind=draw(st.none() | uint32),
     )
 
 
 openeds = st.builds(
     Opened, session=text, image_tokens=uint32, prefix=tokens(), cloud_forwards=uint32, cloud_s=seconds
 )
-verdicts = st.builds(Verdict, round=uint32, accepted=uint32, token=st.none() | uint32, cloud_s=seconds)
+verdicts = st.builds(
+    Verdict,
+    round=uint32,
+    accepted=uint32,
+    token=st.none() | uint32,
+    cloud_s=seconds,
+    more=tokens(),
+    guesses=tokens(),
+    cloud_forwards=uint32,
+    stale=st.booleans(),
+)
 usages = st.builds(Usage, *[uint32] * 4, cloud_s=seconds)
 infos = st.builds(
     ServerInfo,
@@ -199,8 +212,8 @@ def test_errors_arrive_as_what_they_are(kind: type[CiarError], what: str, why: s
 
 def test_every_error_class_and_every_code_is_in_the_table() -> None:
     declared = {kind for kind in vars(errors).values() if isinstance(kind, type)}
-    assert declared == set(ERRORS) == set(codec._CODES)
-    assert set(codec._CODES.values()) == set(pb.ErrorCode.values()) - {pb.ERROR_CODE_UNSPECIFIED}
+    assert declared == set(ERRORS) == set(failures._CODES)
+    assert set(failures._CODES.values()) == set(pb.ErrorCode.values()) - {pb.ERROR_CODE_UNSPECIFIED}
 
 
 def test_overloaded_says_when_to_come_back() -> None:
@@ -413,6 +426,15 @@ def test_bytes_of_a_draft() -> None:
 def test_bytes_of_a_verdict() -> None:
     verdict = Verdict(round=300, accepted=4, token=65535, cloud_s=1.999999)
     assert len(codec.encode_response(verdict).SerializeToString()) <= 16
+    guessing = dataclasses.replace(verdict, guesses=np.arange(10, dtype=np.int32))
+    assert len(codec.encode_response(guessing).SerializeToString()) <= 16 + 10 + 2 * 10
+
+
+def test_a_verdict_of_an_older_cloud_has_cost_one_forward() -> None:
+    frame = pb.GenerateResponse(verdict=pb.Verdict(round=3, accepted=1, token=7))
+    verdict = codec.decode_response(frame)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.cloud_forwards, verdict.stale, verdict.drawn) == (1, False, [7])
 
 
 def test_ids_take_two_bytes_where_they_fit() -> None:

@@ -1,0 +1,255 @@
+"""An image on the device: what is decided, what is drawn ahead of it, and what it has cost. Knows no gRPC.
+
+The loop says what happens next; here is what it does to the image.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TypeVar
+
+from device_client.cloud import Cloud, Request
+from device_client.drafter import Drafter, Step
+from device_client.policy import DEFAULT_GATE, Policy
+from device_client.progress import Counters, Progress, Source, Trip
+from device_client.rounds import Round, weigh
+from shared.errors import CiarError, InvalidRequest, ModelMismatch
+from shared.messages import Draft, Open, Opened, Verdict
+from shared.models.zoo import DevicePackage
+
+AnswerT = TypeVar("AnswerT")
+
+
+class Image:
+    """One image. `tokens` are decided; behind them stand rounds under way and the one being drawn."""
+
+    def __init__(self, package: DevicePackage, request: Request, policy: Policy, cloud: Cloud | None) -> None:
+        if policy.use_cloud and cloud is None:
+            raise InvalidRequest(f"mode {policy.mode!r} needs a cloud", "only device-only works without one")
+        self.package, self.request, self.policy = package, request, policy
+        self.cloud = cloud if policy.use_cloud else None
+        self.size = package.model.base.config.image_tokens
+        self.tokens: list[int] = []
+        self._sources: list[Source] = []
+        self._scores: list[float | None] = []
+        self._flight: deque[Round] = deque()  # sent and not judged yet, oldest first
+        self._round = Round()  # being drawn, behind those
+        self._ahead: list[int] = []  # what both hold behind `tokens`
+        self._guesses: dict[int, int] = {}  # place -> what the cloud guessed there
+        self._shown = self._sent = 0
+        self._trips: list[Trip] = []
+        self._counters = Counters(self.size)
+        self._started_s = time.perf_counter()
+        self._before = self._traffic()
+        with self._timed("device_s"):
+            self._drafter = Drafter(
+                package,
+                request.prompt,
+                request.seed,
+                request.warp,
+                gate=policy.gate,
+                acceptance=policy.acceptance,
+            )
+
+    @property
+    def done(self) -> bool:
+        """Whether all T tokens are decided."""
+        return len(self.tokens) >= self.size
+
+    @property
+    def grew(self) -> bool:
+        """Whether tokens were decided since the last `progress`."""
+        return len(self.tokens) > self._shown
+
+    @property
+    def must_listen(self) -> bool:
+        """Whether an answer is here, or there is nothing to do before one comes."""
+        if self.cloud is None or not self._flight:
+            return False
+        no_more = len(self._flight) >= self.policy.in_flight or self._end >= self.size
+        return no_more or self.cloud.answered
+
+    @property
+    def owes_bonus(self) -> bool:
+        """Whether the next token stands behind a span under way: the cloud draws its own there."""
+        return bool(self._flight) and self._round.untouched
+
+    @property
+    def in_span(self) -> bool:
+        """Whether a span is begun and not yet sent."""
+        return bool(self._round.span)
+
+    def order(self) -> Open:
+        """What opens the session."""
+        package, request, policy = self.package, self.request, self.policy
+        return Open(
+            model=package.name,
+            cloud_digest=package.cloud_digest,
+            codebook_size=package.model.base.config.vocab_size,
+            prompt=request.prompt,
+            seed=request.seed,
+            warp=request.warp,
+            prefix_tokens=policy.prefix_tokens(self.size),
+            acceptance=policy.acceptance,
+            guesses=policy.guesses,
+            max_forwards=policy.max_forwards,
+        )
+
+    def begin(self, opened: Opened) -> None:
+        """Take over the prefix. Raises ModelMismatch where the cloud draws images of another size."""
+        if opened.image_tokens != self.size:
+            raise ModelMismatch(
+                f"the cloud draws images of {opened.image_tokens} tokens", f"this device draws {self.size}"
+            )
+        self._decide(opened.prefix.tolist(), Source.PREFIX)
+        self._count(cloud_forwards=opened.cloud_forwards, cloud_s=opened.cloud_s)
+
+    async def draw(self) -> Step:
+        """The device's draft behind everything drawn so far."""
+        await asyncio.sleep(0)  # answers arrive here, and other images on this event loop move as well
+        before_s = self._counters.device_s
+        with self._timed("device_s"):
+            step = self._drafter.step([*self.tokens, *self._ahead])
+        self._round.device_s += self._counters.device_s - before_s
+        return step
+
+    def assume(self, step: Step) -> None:
+        """Go on as if the span under way were accepted whole and this were its bonus."""
+        token, _ = self._weighed(step, self._end)
+        self._round.assumed = replace(step, token=token)
+        self._ahead.append(token)
+
+    def keep(self, step: Step) -> None:
+        """Nobody is asked about this token. It is decided unless it stands behind a span under way."""
+        self._round.kept.append(step)
+        if self._flight:
+            self._ahead.append(step.token)
+        else:
+            self._decide_kept([step])
+
+    def extend_span(self, step: Step) -> bool:
+        """Add a token to the span, or what the cloud guessed there; whether the span ends with it.
+
+        It has at most policy.span tokens and never crosses T. Adaptive spans end with the token that makes
+        "all of it is accepted" less likely than the floor.
+        """
+        current, place, floor = self._round, self._end, self.policy.adaptive_floor
+        token, chance = self._weighed(step, place)
+        current.span.append(replace(step, token=token))
+        current.chance *= chance
+        self._ahead.append(token)
+        full = len(current.span) == self.policy.span or self._end == self.size
+        return full or (floor is not None and current.chance < floor)
+
+    def draft(self) -> Draft:
+        """One round to send: what was kept since the last one, with its features, and the span."""
+        with self._timed("device_s"):
+            drafter = self._drafter if self.policy.features else None
+            behind = self._flight[-1].number if self._flight else None
+            draft = self._round.draft(self._sent + 1, self._end, behind, drafter)
+        self._sent = self._round.number = draft.round
+        self._round.sent_s = self._now_s()
+        self._flight.append(self._round)
+        self._round = Round()
+        self._count(tokens_up=len(draft.catch_up) + len(draft.span))
+        return draft
+
+    def settle(self, verdict: Verdict) -> None:
+        """Decide what the cloud accepted and drew. What was drawn behind stands if it assumed just that."""
+        judged = self._flight.popleft()
+        accepted, whole = verdict.accepted, verdict.accepted == len(judged.span)
+        self._decide([s.token for s in judged.span[:accepted]], Source.VERIFIED, judged.span[:accepted])
+        if whole:
+            self._decide(verdict.drawn, Source.BONUS)
+        else:
+            self._decide(verdict.drawn[:1], Source.CORRECTED, judged.span[accepted : accepted + 1])
+            self._decide(verdict.drawn[1:], Source.BONUS)
+            self._guesses = dict(enumerate(verdict.guesses.tolist(), len(self.tokens)))
+        self._trips.append(judged.trip(self._now_s(), verdict))
+        self._count(rounds=1, judged=len(judged.span), accepted=accepted)
+        self._count(cloud_forwards=verdict.cloud_forwards, cloud_s=verdict.cloud_s)
+        following = self._flight[0] if self._flight else self._round
+        if whole and following.assumed is not None and following.assumed.token == verdict.token:
+            del self._ahead[: len(judged.span) + 1 + len(following.kept)]
+            following.assumed = None
+            self._decide_kept(following.kept)
+        else:
+            self._rewind()
+
+    def progress(self) -> Progress:
+        """A snapshot."""
+        self._shown = len(self.tokens)
+        up, down, resumes = (now - then for now, then in zip(self._traffic(), self._before, strict=True))
+        counters = replace(
+            self._counters, bytes_up=up, bytes_down=down, resumes=resumes, total_s=self._now_s()
+        )
+        seen = tuple(self.tokens), tuple(self._sources), tuple(self._scores)
+        return Progress(*seen, counters, self.done, tuple(self._trips))
+
+    async def waiting(self, answer: Awaitable[AnswerT]) -> AnswerT:
+        """Await the cloud."""
+        with self._timed("wait_s"):
+            return await answer
+
+    async def close(self) -> None:
+        """End the session; an image is not lost because its cloud was."""
+        if self.cloud is not None:
+            with suppress(CiarError):
+                await self.cloud.finish()
+
+    @property
+    def _end(self) -> int:
+        """The place behind everything drawn so far."""
+        return len(self.tokens) + len(self._ahead)
+
+    def _weighed(self, step: Step, place: int) -> tuple[int, float]:
+        """The token to send for a place, and how likely the cloud draws it, where anybody reads that."""
+        if self.policy.adaptive_floor is None and place not in self._guesses:
+            return step.token, 1.0
+        chance = self.package.calibration.table(DEFAULT_GATE).agreement(step.doubt)
+        return weigh(step.token, chance, self._guesses.get(place), place - min(self._guesses, default=place))
+
+    def _rewind(self) -> None:
+        """Forget all that was drawn ahead; the cloud's own token was never fed."""
+        self._trips += [void.trip(None, None) for void in self._flight]
+        self._flight.clear()
+        self._ahead.clear()
+        self._round = Round()
+        self._drafter.rewind(len(self.tokens) - 1)
+
+    def _decide_kept(self, steps: Sequence[Step]) -> None:
+        self._decide([step.token for step in steps], Source.KEPT, steps)
+        self._count(kept=len(steps))
+
+    def _decide(self, tokens: Sequence[int], source: Source, steps: Sequence[Step] = ()) -> None:
+        """Append tokens to the image, with the scores of the steps that drafted for these places."""
+        self.tokens.extend(tokens)
+        self._sources.extend([source] * len(tokens))
+        scores = [step.score for step in steps] or [math.nan] * len(tokens)
+        self._scores.extend(score if math.isfinite(score) else None for score in scores)
+
+    def _traffic(self) -> tuple[int, int, int]:
+        """Of all images this cloud object has served."""
+        return (self.cloud.bytes_up, self.cloud.bytes_down, self.cloud.resumes) if self.cloud else (0, 0, 0)
+
+    def _now_s(self) -> float:
+        """Seconds since the image began."""
+        return time.perf_counter() - self._started_s
+
+    def _count(self, **more: float) -> None:
+        sums = {name: getattr(self._counters, name) + value for name, value in more.items()}
+        self._counters = replace(self._counters, **sums)
+
+    @contextmanager
+    def _timed(self, counter: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._count(**{counter: time.perf_counter() - start})

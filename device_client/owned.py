@@ -1,0 +1,94 @@
+"""What the device owns of one image as far as the cloud has answered, and the rounds that have no answer yet.
+
+From this a lost session is rebuilt. What the cloud says is checked here before it counts. Knows no network.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from shared.errors import CiarError
+from shared.messages import Draft, Features, Open, Opened, Tokens, Verdict, no_tokens
+
+
+class Owned:
+    """One image of the link, begun by `order`.
+
+    pending  rounds sent and not answered: a plain one, then those drawn behind it
+    """
+
+    def __init__(self, order: Open) -> None:
+        self._order = order
+        self._tokens = no_tokens()
+        self._features: list[Features] = []  # index: places in `_tokens`
+        self._image_tokens = 0
+        self.pending: deque[Draft] = deque()
+        self._add(order.resume, order.resume_features)
+
+    def order(self) -> Open:
+        """What begins a session that goes on from here."""
+        return replace(self._order, resume=self._tokens, resume_features=self._all_features())
+
+    def begin(self, opened: Opened) -> None:
+        """A session is there. Raises CiarError for a prefix that cannot be."""
+        self._check_ids(opened.prefix.tolist())
+        if len(self._tokens) + len(opened.prefix) > opened.image_tokens:
+            raise _nonsense(f"a prefix of {len(opened.prefix)} of {opened.image_tokens} tokens")
+        self._image_tokens = opened.image_tokens
+        self._add(opened.prefix)
+
+    def settle(self, verdict: Verdict) -> None:
+        """The answer to the oldest pending round; rounds that it makes void are forgotten.
+
+        Raises CiarError for what cannot be an answer to it.
+        """
+        self._check(self.pending[0], verdict)
+        draft = self.pending.popleft()
+        self._add(draft.catch_up, draft.features)
+        self._add(np.array([*draft.span[: verdict.accepted], *verdict.drawn], np.int32))
+        if self.pending:
+            following = self.pending[0]
+            if verdict.accepted == len(draft.span) and verdict.token == following.catch_up[0]:
+                self.pending[0] = following.settled()
+            else:
+                self.pending.clear()
+
+    def _add(self, tokens: Tokens, features: Features | None = None) -> None:
+        """Append tokens; the features' places count from the first of them."""
+        if features is not None:
+            index = (features.index + np.uint16(len(self._tokens))).astype(np.uint16)
+            self._features.append(replace(features, index=index))
+        self._tokens = np.concatenate([self._tokens, tokens])
+
+    def _all_features(self) -> Features | None:
+        """One Features value for all tokens."""
+        if not self._features:
+            return None
+        return Features(
+            np.concatenate([part.index for part in self._features]),
+            np.concatenate([part.codes for part in self._features]),
+            np.concatenate([part.scale for part in self._features]),
+        )
+
+    def _check(self, draft: Draft, verdict: Verdict) -> None:
+        end, whole = draft.base + len(draft.catch_up) + verdict.accepted, verdict.accepted == len(draft.span)
+        if verdict.round != draft.round or verdict.accepted > len(draft.span):
+            raise _nonsense(f"round {verdict.round} with {verdict.accepted} tokens accepted")
+        if (verdict.token is None) != (end == self._image_tokens):
+            raise _nonsense(f"token {verdict.token} behind {end} of {self._image_tokens}")
+        drawn = [*verdict.drawn, *verdict.guesses.tolist()]
+        if end + len(drawn) > self._image_tokens or (whole and len(drawn) > 1):
+            raise _nonsense(f"{len(drawn)} tokens behind {end} of {self._image_tokens}")
+        self._check_ids(drawn)
+
+    def _check_ids(self, tokens: Sequence[int]) -> None:
+        if tokens and max(tokens) >= self._order.codebook_size:
+            raise _nonsense(f"token {max(tokens)} of a codebook of {self._order.codebook_size}")
+
+
+def _nonsense(what: str) -> CiarError:
+    return CiarError(f"the cloud answered {what}", "that is not in the protocol")

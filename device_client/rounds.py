@@ -1,0 +1,118 @@
+"""One round, from the first token drawn for it to its verdict. Knows no cloud and not the image before it.
+
+Rounds form a chain: a pipelined round is drawn behind another that is still under way, and begins with a
+token that stands for that one's bonus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from device_client.drafter import Drafter, Step
+from device_client.progress import Trip
+from shared.messages import Draft, Features, Proposal, Tokens, Verdict
+
+# What a guess of the cloud's says about the device's own draft, at the first place behind a correction, at
+# the second, and further on. The odds that the draft is right are multiplied by SAME or by OTHER; where it is
+# wrong and the guess is another token, the guess is right that often. Counted on the bundled pair (LOG).
+SAME = (5.0, 40.0, 40.0)
+OTHER = (0.4, 0.4, 0.4)
+GUESS_RIGHT = (0.35, 0.5, 0.85)
+
+
+@dataclass(eq=False)
+class Round:
+    """What one draft is made of, in the order of the image.
+
+    assumed   stands for the bonus of the round before; None where that round is settled
+    kept      behind it: nobody is asked about these
+    span      behind those: what the cloud shall judge
+    chance    estimated probability that all of `span` is accepted
+    number    of the draft, once it is sent
+    sent_s    seconds since the image began
+    device_s  seconds spent drawing it
+    """
+
+    assumed: Step | None = None
+    kept: list[Step] = field(default_factory=list)
+    span: list[Step] = field(default_factory=list)
+    chance: float = 1.0
+    number: int = 0
+    sent_s: float = 0.0
+    device_s: float = 0.0
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was drawn for it yet."""
+        return self.assumed is None and not self.kept and not self.span
+
+    def draft(self, number: int, end: int, behind: int | None, drafter: Drafter | None) -> Draft:
+        """The message: `end` is the place behind the span; without a drafter, features stay at home."""
+        assumed = [] if self.assumed is None else [self.assumed]
+        caught_up = [*assumed, *self.kept]
+        return Draft(
+            round=number,
+            base=end - len(caught_up) - len(self.span),
+            span=_ids(self.span),
+            catch_up=_ids(caught_up),
+            features=None if drafter is None else _features(drafter, self.kept, len(assumed)),
+            proposal=_proposal(self.span),
+            behind=behind if assumed else None,
+        )
+
+    def trip(self, arrived_s: float | None, verdict: Verdict | None) -> Trip:
+        """Its line of the waterfall; without a verdict it became void under way."""
+        trip = Trip(self.number, len(self.span), self.device_s, self.sent_s, arrived_s)
+        if verdict is None:
+            return trip
+        return replace(
+            trip,
+            accepted=verdict.accepted,
+            drawn=len(verdict.drawn),
+            cloud_forwards=verdict.cloud_forwards,
+            cloud_s=verdict.cloud_s,
+        )
+
+
+def weigh(draft: int, chance: float, guess: int | None, behind: int) -> tuple[int, float]:
+    """The better one of the device's draft, right with `chance`, and the cloud's guess; how likely it is.
+
+    `behind` counts places from the first one behind the correction. Without a guess there is only the draft.
+    """
+    if guess is None:
+        return draft, chance
+    place = min(behind, len(SAME) - 1)
+    if guess == draft:
+        return draft, _at_odds(chance, SAME[place])
+    own = _at_odds(chance, OTHER[place])
+    guessed = (1.0 - own) * GUESS_RIGHT[place]
+    return (guess, guessed) if guessed > own else (draft, own)
+
+
+def _at_odds(chance: float, factor: float) -> float:
+    """The probability whose odds are `factor` times those of `chance`."""
+    return chance / (chance + (1.0 - chance) / factor)
+
+
+def _ids(steps: Sequence[Step]) -> Tokens:
+    return np.array([step.token for step in steps], dtype=np.int32)
+
+
+def _features(drafter: Drafter, kept: Sequence[Step], offset: int) -> Features | None:
+    """The features of all kept tokens, `offset` places into the catch-up."""
+    if not kept:
+        return None
+    codes, scale = drafter.features(kept)
+    return Features(np.arange(offset, offset + len(kept), dtype=np.uint16), codes, scale)
+
+
+def _proposal(span: Sequence[Step]) -> Proposal | None:
+    """The sparse q of every span token, where the acceptance rule needs it."""
+    drawn_from = [step.proposal for step in span if step.proposal is not None]
+    if not drawn_from:
+        return None
+    ids, probabilities = zip(*drawn_from, strict=True)
+    return Proposal(np.stack(ids), np.stack(probabilities))
