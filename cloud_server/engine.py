@@ -16,7 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cloud_server.session import Job, Limits, Session, check_features, check_ids
+from cloud_server import alone
+from cloud_server.checks import Limits, check_features, check_ids
+from cloud_server.layout import Weave, weave
+from cloud_server.session import Job, Session
 from shared.decoding.acceptance import Judged, Judgement, rule
 from shared.decoding.noise import check_seed
 from shared.decoding.warp import log_probs
@@ -45,6 +48,7 @@ class _Feed:
     positions: list[int]
     x_GTD: Tensor
     rows: int
+    weave: Weave | None = None
 
 
 class Engine:
@@ -145,6 +149,7 @@ class Engine:
             )
         check_seed(order.seed)
         rule(order.acceptance)
+        alone.check(order, limits)
         if not 0 <= order.max_forwards <= MAX_FORWARDS:
             raise InvalidRequest(f"max_forwards is {order.max_forwards}", f"allowed: 0 to {MAX_FORWARDS}")
         for count, name in (
@@ -160,17 +165,16 @@ class Engine:
         """Everything the session's cache lacks, up to the last position that is judged."""
         session = job.session
         first = max(session.fed - session.prefix_rows, 0)  # image place of the first token to feed
-        ids = [*session.tokens, *job.catch_up.tolist(), *job.span.tolist()]
-        ids = ids[first : len(ids) - job.ends_image]
-        x_TD = self._gpt.embed_tokens(
-            torch.tensor(ids, dtype=torch.int64), torch.arange(first, first + len(ids))
-        )
+        layout, rows = job.layout(), session.prefix_rows
+        ids_T, places_T = (torch.tensor(row, dtype=torch.int64) for row in (layout.tokens, layout.places))
+        x_TD = self._gpt.embed_tokens(ids_T, places_T)
         self._add_features(x_TD, session.order.resume_features, -first)
         self._add_features(x_TD, job.features, len(session.tokens) - first)
         prompt_GND = session.prompt_GND[:, session.fed - session.start :]
         x_GTD = torch.cat([prompt_GND, x_TD.expand(len(session.slots), -1, -1)], dim=1)
-        positions = list(range(session.fed, session.fed + x_GTD.shape[1]))
-        return _Feed(positions, x_GTD, len(job.span) + (not job.ends_image))
+        prompt = prompt_GND.shape[1]
+        positions = [*range(rows - prompt, rows), *(rows + column for column in layout.columns)]
+        return _Feed(positions, x_GTD, job.rows, layout.woven(prompt, rows))
 
     def _add_features(self, x_TD: Tensor, features: Features | None, offset: int) -> None:
         """Add W f (eq. 6) where a feature came and its token is fed now; `offset` turns places into rows."""
@@ -196,7 +200,9 @@ class Engine:
             starts += job.session.visible
             weights += [job.session.folded] * len(job.session.slots)
             positions += [[feed.positions[index] for index in padded]] * len(job.session.slots)
-        hidden: Tensor = self._gpt(torch.cat(x), cache_window(slots, positions, starts, weights), self._cache)
+        weaves = [feed.weave for job, feed in zip(jobs, feeds, strict=True) for _ in job.session.slots]
+        window = weave(cache_window(slots, positions, starts, weights), weaves)
+        hidden: Tensor = self._gpt(torch.cat(x), window, self._cache)
         return hidden
 
     def _fold(self, session: Session) -> None:
@@ -238,14 +244,11 @@ def _judge_one(job: Job, logits_GTV: Sequence[Tensor]) -> Judgement:
         if proposal is None
         else torch.from_numpy(proposal.probabilities.astype("float32")),
     )
-    return rule(order.acceptance)(judged)
+    return job.judge(judged)
 
 
 def _commit(job: Job, judgement: Judgement, cloud_s: float) -> None:
-    """Keep what stands; the cache is valid up to the last accepted token that was fed."""
-    session, base = job.session, job.base
-    standing = [*job.catch_up.tolist(), *job.span[: judgement.accepted].tolist()]
-    session.fed = min(session.fed + job.inputs, session.prefix_rows + base + judgement.accepted)
-    session.tokens += standing if judgement.token is None else [*standing, judgement.token]
-    session.forwards += 1
-    session.cloud_s += cloud_s
+    """Keep what stands, and count the forward."""
+    job.commit(judgement)
+    job.session.forwards += 1
+    job.session.cloud_s += cloud_s
