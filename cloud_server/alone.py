@@ -1,4 +1,4 @@
-"""What the cloud draws by itself, and in how few forwards: one token each, by Jacobi iteration, or row by row.
+"""What the cloud draws by itself, and in how few forwards: one token each, by Jacobi iteration, or in rows.
 
 The prefix of an image is drawn this way, and with it a whole image where the device only listens. An artist
 gives job after job; every forward is a job like any other. Knows no tensors' devices, threads or wire.

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from cloud_server import alone
 from cloud_server.checks import Limits, check_features, check_ids
-from cloud_server.layout import Weave, weave
 from cloud_server.session import Job, Session
 from shared.decoding.acceptance import Judged, Judgement, rule
 from shared.decoding.noise import check_seed
@@ -26,6 +25,7 @@ from shared.decoding.warp import log_probs
 from shared.errors import InvalidRequest, ModelMismatch, ModelUnavailable, Overloaded
 from shared.messages import MAX_FORWARDS, Features, ModelInfo, Open
 from shared.models.kv_cache import KVCache, cache_window
+from shared.models.woven import Weave, weave
 from shared.models.zoo import CloudModel
 
 MAX_SPAN = 64

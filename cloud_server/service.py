@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 
-from cloud_server.scheduler import Scheduler
 from cloud_server.alone import artist
+from cloud_server.scheduler import Scheduler
 from cloud_server.session import Job, Session
 from cloud_server.telemetry import Telemetry
 from cloud_server.tree import job_of

@@ -1,7 +1,7 @@
-"""A draft tree as a job: its nodes in columns of their own behind the image, each seeing its ancestors alone.
+"""A draft tree as a job: nodes in columns of their own behind the image, each seeing its ancestors alone.
 
-Its node i is fed at the place of its depth and kept in column base + i. What stands of it is a path; as far as
-that path lies in the first columns, the cache keeps it, and the rest is fed again with the next job.
+Node i is fed at the place of its depth and kept in column base + i. What stands of a tree is a path; as far
+as that path lies in the first columns, the cache keeps it, and the rest is fed again with the next job.
 """
 
 from __future__ import annotations

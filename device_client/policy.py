@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from device_client.shape import Tree
 from shared.decoding import acceptance as rules
 from shared.decoding import gates
 from shared.decoding.calibration import Calibration, GateTable
 from shared.errors import InvalidRequest
-from shared.messages import MAX_FORWARDS
+from shared.messages import ALONE, MAX_FORWARDS
 
 MODES = ("ciar", "exact", "cloud-only", "device-only")
 MAX_SPAN = 64
@@ -27,12 +28,12 @@ GUESSING_CAP, GUESSING_FLOOR = 24, 0.1
 UNSCORED = ("never", "always")  # gates that need no threshold and no calibration
 # Overrides that would contradict what a mode is; `acceptance` also says how a side draws:
 # it always means something.
-_ROUNDS = ("guesses", "max_forwards", "in_flight")
+_ROUNDS = ("guesses", "max_forwards", "in_flight", "tree")
 _MEANINGLESS = {
     "ciar": (),
     "exact": ("gate", "threshold", "cloud_budget"),
     "cloud-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate", *_ROUNDS),
-    "device-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate", *_ROUNDS),
+    "device-only": ("gate", "threshold", "cloud_budget", "span", "prefix_rate", "alone", "window", *_ROUNDS),
 }
 
 
@@ -59,6 +60,9 @@ class Policy:
     max_forwards    runs of the cloud model per draft, 1 .. 8: with more than one it goes on behind its own
                     correction before it answers (Jacobi)
     in_flight       rounds under way at a time, 1 .. 4: with more than one the device draws on while it waits
+    alone           how the cloud draws the prefix, one of ALONE: "" is one token a forward
+    window          of `alone`: tokens a forward (jacobi, sjd), columns a row is behind the one above (rows)
+    tree            what is judged are trees, not spans; then `span` and the floor mean nothing
     """
 
     mode: str
@@ -73,6 +77,9 @@ class Policy:
     guesses: bool = False
     max_forwards: int = 1
     in_flight: int = 1
+    alone: str = ""
+    window: int = 0
+    tree: Tree | None = None
 
     def __post_init__(self) -> None:
         # Written so that NaN fails every test.
@@ -90,6 +97,16 @@ class Policy:
         _require(1 <= flight <= MAX_IN_FLIGHT, "rounds in flight", flight, f"1 to {MAX_IN_FLIGHT}")
         alone = self.gate == "never" and self.prefix_rate == 0.0
         _require(self.use_cloud or alone, "gate without a cloud", self.gate, "never, with prefix rate 0")
+        _require(self.alone in ALONE, "alone", repr(self.alone), ", ".join(map(repr, ALONE)))
+        _require(bool(self.alone) == (self.window > 0), "window", self.window, "above 0 with `alone`, else 0")
+        self._check_tree()
+
+    def _check_tree(self) -> None:
+        if self.tree is not None:
+            plain = not self.guesses and self.max_forwards == self.in_flight == 1
+            allowed = "one round in flight, one forward a round, no guesses"
+            _require(plain, "tree", self.tree, allowed)
+            _require(self.acceptance in ("coupled", "greedy"), "tree", self.acceptance, "coupled, greedy")
 
     def prefix_tokens(self, image_tokens: int) -> int:
         """m = floor(rho * T)."""
@@ -117,9 +134,7 @@ _EXACT = replace(
     features=False,
     guesses=True,
 )
-_CLOUD_ONLY = replace(
-    _EXACT, mode="cloud-only", span=1, adaptive_floor=None, prefix_rate=1.0, guesses=False
-)
+_CLOUD_ONLY = replace(_EXACT, mode="cloud-only", span=1, adaptive_floor=None, prefix_rate=1.0, guesses=False)
 _DEVICE_ONLY = replace(_CLOUD_ONLY, mode="device-only", gate="never", prefix_rate=0.0, use_cloud=False)
 _PRESETS = {policy.mode: policy for policy in (_CIAR, _EXACT, _CLOUD_ONLY, _DEVICE_ONLY)}
 
@@ -137,6 +152,9 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     guesses: bool | None = None,
     max_forwards: int | None = None,
     in_flight: int | None = None,
+    alone: str | None = None,
+    window: int | None = None,
+    tree: Tree | None = None,
 ) -> Policy:
     """The policy of a mode with overrides on top; None keeps what the mode says.
 
@@ -151,7 +169,7 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     _require(mode in MODES, "mode", mode, ", ".join(MODES))
     given = {"gate": gate, "threshold": threshold, "cloud_budget": cloud_budget, "span": span}
     given |= {"prefix_rate": prefix_rate, "guesses": guesses, "max_forwards": max_forwards}
-    given["in_flight"] = in_flight
+    given |= {"in_flight": in_flight, "alone": alone, "window": window, "tree": tree}
     _refuse_meaningless(mode, [name for name, value in given.items() if value is not None])
     policy = _PRESETS[mode]
     policy = replace(
@@ -162,11 +180,14 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
         guesses=policy.guesses if guesses is None else guesses,
         max_forwards=policy.max_forwards if max_forwards is None else max_forwards,
         in_flight=policy.in_flight if in_flight is None else in_flight,
+        alone=policy.alone if alone is None else alone,
+        window=policy.window if window is None else window,
+        tree=tree,
     )
     if span is not None or guesses is not None:
         policy = _with_span(policy, ADAPTIVE if span is None else span)
     policy = _sharing_floor(policy)
-    if policy.adaptive_floor is not None or policy.guesses:
+    if (policy.adaptive_floor is not None and policy.tree is None) or policy.guesses:
         _table(calibration, DEFAULT_GATE)
     return _with_threshold(policy, calibration, threshold, cloud_budget)
 

@@ -21,7 +21,9 @@ Parents = NDArray[np.int32]
 def check_parents(parents_N: Parents, nodes: int) -> None:
     """Raise InvalidDraft unless these are the parents of a tree of so many nodes."""
     if parents_N.shape != (nodes,):
-        raise InvalidDraft(f"the tree has {parents_N.shape} parents", f"allowed: ({nodes},), one per span token")
+        raise InvalidDraft(
+            f"the tree has {parents_N.shape} parents", f"allowed: ({nodes},), one per span token"
+        )
     wrong = (parents_N < 0) | (parents_N > np.arange(nodes))
     if wrong.any():
         place = int(wrong.argmax())

@@ -9,7 +9,7 @@ softmax.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,27 +38,6 @@ class Window:
     def turns_BT(self) -> Tensor:
         """The positions that queries and keys are rotated by."""
         return self.positions_BT
-
-
-@dataclass(frozen=True)
-class Woven(Window):
-    """A window whose tokens are turned by positions other than those they are kept at."""
-
-    turned_by_BT: Tensor | None = None
-
-    @property
-    def turns_BT(self) -> Tensor:
-        """As Window."""
-        assert self.turned_by_BT is not None
-        return self.turned_by_BT
-
-    @classmethod
-    def of(cls, window: Window, turns_BT: Tensor, hidden_BTS: Tensor) -> Woven:
-        """A window with other turns, in which a token does not look where `hidden_BTS` is True."""
-        mask = torch.ones_like(hidden_BTS) if window.mask_BTS is None else window.mask_BTS
-        blocked = False if mask.dtype == torch.bool else -torch.inf
-        narrowed = replace(window, mask_BTS=mask.masked_fill(hidden_BTS, blocked))
-        return cls(**vars(narrowed), turned_by_BT=turns_BT)
 
 
 def plain_window(positions_BT: Tensor, start_B: Tensor) -> Window:
