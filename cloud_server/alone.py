@@ -19,7 +19,7 @@ from torch import Tensor
 from cloud_server.checks import Limits
 from cloud_server.rows import RowArtist
 from cloud_server.session import Job, Session
-from shared.decoding.acceptance import Judged, Judgement
+from shared.decoding.acceptance import Judged, Judgement, Rule
 from shared.decoding.jacobi import Iterated, speculative_jacobi
 from shared.errors import InvalidRequest
 from shared.messages import ALONE, Open
@@ -113,7 +113,7 @@ class IterationJob(Job):
 
     q_KV: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
-    def judge(self, judged: Judged) -> Judgement:
+    def judge(self, rule: Rule, judged: Judged) -> Judgement:
         """By its own rule, whatever rule judges drafts."""
         tokens, order = (judged.log_p_TV, judged.span_K), self.session.order
         iteration, q_KV = self.session.forwards, self.q_KV.to(judged.log_p_TV.device)

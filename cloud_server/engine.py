@@ -244,7 +244,7 @@ def _judge_one(job: Job, logits_GTV: Sequence[Tensor]) -> Judgement:
         if proposal is None
         else torch.from_numpy(proposal.probabilities.astype("float32")),
     )
-    return job.judge(judged)
+    return job.judge(rule(order.acceptance), judged)
 
 
 def _commit(job: Job, judgement: Judgement, cloud_s: float) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from cloud_server.layout import Layout
 from cloud_server.session import Job, Session
-from shared.decoding.acceptance import Judged, Judgement, rule
+from shared.decoding.acceptance import Judged, Judgement, Rule
 
 
 class Canvas:
@@ -87,15 +87,15 @@ class RowsJob(Job):
         hidden = [[before for before in range(place) if before not in held] for place in places]
         return Layout(list(self.fed.values()), places, places, hidden)
 
-    def judge(self, judged: Judged) -> Judgement:
+    def judge(self, rule: Rule, judged: Judged) -> Judgement:
         """Plain draws, each at its own place; they are the `guesses` of the judgement."""
-        draw, places, none_K = rule(self.session.order.acceptance), list(self.fed), judged.span_K[:0]
+        places, none_K = list(self.fed), judged.span_K[:0]
         rows = [places.index(place - 1) if place else 0 for place in self.wanted]
         each = (
             replace(judged, log_p_TV=judged.log_p_TV[row : row + 1], span_K=none_K, position=place)
             for row, place in zip(rows, self.wanted, strict=True)
         )
-        tokens = (draw(one).token for one in each)
+        tokens = (rule(one).token for one in each)
         return Judgement(0, None, tuple(token for token in tokens if token is not None))
 
     def commit(self, judgement: Judgement) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cloud_server.checks import Limits, check_features, check_ids, check_proposal
 from cloud_server.layout import Layout
-from shared.decoding.acceptance import Judged, Judgement, rule
+from shared.decoding.acceptance import Judged, Judgement, Rule
 from shared.decoding.tree import check_parents
 from shared.errors import InvalidDraft
 from shared.messages import Draft, Features, Open, Proposal, Tokens, Usage, Verdict, no_tokens
@@ -235,9 +235,9 @@ class Job:
         places = range(first, first + len(fed))
         return Layout(fed, places, places)
 
-    def judge(self, judged: Judged) -> Judgement:
+    def judge(self, rule: Rule, judged: Judged) -> Judgement:
         """What stands of the span, by the rule of the order."""
-        return rule(self.session.order.acceptance)(judged)
+        return rule(judged)
 
     def commit(self, judgement: Judgement) -> None:
         """Keep what stands; the cache is valid up to the last accepted token that was fed."""

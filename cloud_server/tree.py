@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from cloud_server.layout import Layout
 from cloud_server.session import Job, Session
-from shared.decoding.acceptance import Judged, Judgement, rule
+from shared.decoding.acceptance import Judged, Judgement, Rule
 from shared.decoding.tree import ancestors, unseen, walk
 from shared.messages import Draft, Tokens, no_tokens
 
@@ -41,10 +41,9 @@ class TreeJob(Job):
         hidden = [[self.base + node for node in nodes] for nodes in unseen(self.parents)]
         return replace(chain, places=[*chain.places[:stem], *depths], unseen=[*[[]] * stem, *hidden])
 
-    def judge(self, judged: Judged) -> Judgement:
+    def judge(self, rule: Rule, judged: Judged) -> Judgement:
         """Walk down the tree by the rule of the order."""
-        order, limits = self.session.order, self.session.limits
-        return walk(rule(order.acceptance), judged, self.parents, limits.image_tokens)
+        return walk(rule, judged, self.parents, self.session.limits.image_tokens)
 
     def commit(self, judgement: Judgement) -> None:
         """Keep the path; of the cache, what of it lies where the image will have it."""

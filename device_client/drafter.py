@@ -124,10 +124,6 @@ class Drafter:
         token, proposal = self._draw(log_q_1V, evidence.noise_TV)
         return Step(token, score, doubt, proposal, hidden_RD[:1], centre_1V, doubt_1V)
 
-    def noise(self, place: int) -> Tensor:
-        """The noise [V] of a place; zeros under `greedy`."""
-        return self._noise_TV[place]
-
     @torch.inference_mode()
     def branch(self, length: int, nodes: Sequence[Node]) -> Tensor:
         """log q [N, V] behind each of N nodes, warped without its filters, where `length` tokens are fed.

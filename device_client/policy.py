@@ -167,8 +167,8 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     that contradict each other or mean nothing in this mode. `calibration` may be None where none is needed.
     """
     _require(mode in MODES, "mode", mode, ", ".join(MODES))
-    given = {"gate": gate, "threshold": threshold, "cloud_budget": cloud_budget, "span": span}
-    given |= {"prefix_rate": prefix_rate, "guesses": guesses, "max_forwards": max_forwards}
+    given: dict[str, object] = {"gate": gate, "threshold": threshold, "cloud_budget": cloud_budget}
+    given |= {"span": span, "prefix_rate": prefix_rate, "guesses": guesses, "max_forwards": max_forwards}
     given |= {"in_flight": in_flight, "alone": alone, "window": window, "tree": tree}
     _refuse_meaningless(mode, [name for name, value in given.items() if value is not None])
     policy = _PRESETS[mode]

@@ -16,13 +16,11 @@ class Tree:
     nodes  sent and judged at most: the likeliest of all that were grown, 2 .. 64
     width  branches of a node, and nodes expanded per level, 1 .. 16
     depth  levels at most: as many runs of the device model grow a tree, 1 .. 16
-    noisy  whether the shared noise joins in telling what is likely; as published it does not
     """
 
     nodes: int = 24
     width: int = 4
     depth: int = 6
-    noisy: bool = False
 
     def __post_init__(self) -> None:
         bounds = (("nodes", 2, MAX_NODES), ("width", 1, MAX_WIDTH), ("depth", 1, MAX_DEPTH))

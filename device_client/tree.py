@@ -31,34 +31,31 @@ class _Leaf:
 
 
 def grow(drafter: Drafter, step: Step, length: int, end: int, shape: Tree) -> tuple[list[Step], Tokens]:
-    """A tree for the places `length` .. `end` - 1 behind a step's distribution: its nodes as drafted steps, and
-    their parents as Draft.parents has them. It has no more nodes than places are left.
+    """A tree for the places `length` .. `end` - 1 behind a step's distribution: its nodes as drafted steps,
+    and their parents as Draft.parents has them. It has no more nodes than places are left.
 
     Nodes come in preorder, the likelier child first, so that the likeliest path lies in the first columns.
     """
-    leaves = _candidates(step.log_q_1V[0], drafter.noise(length), shape, -1, _Leaf(-1, -1, 0.0, -1))
+    leaves = _candidates(step.log_q_1V[0], shape, -1, _Leaf(-1, -1, 0.0, -1))
     level, used = range(len(leaves)), 0
-    for depth in range(1, min(shape.depth, end - length)):
-        chosen = sorted(level, key=lambda index: -leaves[index].value)[
-            : min(shape.width, end - length - used)
-        ]
+    for _ in range(1, min(shape.depth, end - length)):
+        room = min(shape.width, end - length - used)
+        chosen = sorted(level, key=lambda index: -leaves[index].value)[:room]
         if not chosen:
             break
         log_q_NV = drafter.branch(length, _columns(leaves, chosen, used))
         used += len(chosen)
         before = len(leaves)
         for index, log_q_V in zip(chosen, log_q_NV, strict=True):
-            noise_V = drafter.noise(length + depth)
-            leaves += _candidates(log_q_V, noise_V, shape, index, leaves[index])
+            leaves += _candidates(log_q_V, shape, index, leaves[index])
         level = range(before, len(leaves))
     order, parents = _preorder(leaves, min(shape.nodes, end - length))
     return [_step(step, leaves[index]) for index in order], np.array(parents, dtype=np.int32)
 
 
-def _candidates(log_q_V: Tensor, noise_V: Tensor, shape: Tree, parent: int, above: _Leaf) -> list[_Leaf]:
+def _candidates(log_q_V: Tensor, shape: Tree, parent: int, above: _Leaf) -> list[_Leaf]:
     """The likeliest tokens behind a node."""
-    chances_V = (log_q_V + noise_V).log_softmax(-1) if shape.noisy else log_q_V
-    top = chances_V.topk(min(shape.width, len(chances_V)))
+    top = log_q_V.topk(min(shape.width, len(log_q_V)))
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return [
         _Leaf(token, parent, above.value + value, above.depth + 1, above.line)
