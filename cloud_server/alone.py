@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloud_server.checks import Limits
 from cloud_server.rows import RowArtist
 from cloud_server.session import Job, Session
 from shared.decoding.acceptance import Judged, Judgement, Rule
@@ -25,6 +24,9 @@ from shared.errors import InvalidRequest
 from shared.messages import ALONE, Open
 
 MAX_WINDOW = 64
+_WINDOWS = MappingProxyType(
+    {"": (0, 0), "jacobi": (2, MAX_WINDOW), "sjd": (2, MAX_WINDOW), "rows": (1, MAX_WINDOW)}
+)
 
 
 class Artist(Protocol):
@@ -42,22 +44,16 @@ def artist(session: Session) -> Artist:
     return _ARTISTS[session.order.alone](session)
 
 
-def check(order: Open, limits: Limits) -> None:
+def check(order: Open) -> None:
     """Raise InvalidRequest for a way of drawing, or a window of it, that does not exist."""
     if order.alone not in ALONE:
         raise InvalidRequest(f"alone is {order.alone!r}", f"allowed: {', '.join(map(repr, ALONE))}")
-    first, last = _windows(order.alone, limits)
+    first, last = _WINDOWS[order.alone]
     if not first <= order.window <= last:
         raise InvalidRequest(f"window {order.window} of {order.alone!r}", f"allowed: {first} to {last}")
     if order.alone in ("jacobi", "rows") and order.acceptance == "rejection":
         why = "it draws with the shared noise alone"
         raise InvalidRequest(f"{order.alone!r} does not go with 'rejection'", why)
-
-
-def _windows(alone: str, limits: Limits) -> tuple[int, int]:
-    if alone == "rows":
-        return 1, math.isqrt(limits.image_tokens)
-    return (2, MAX_WINDOW) if alone else (0, 0)
 
 
 class OneByOne:

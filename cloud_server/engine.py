@@ -149,7 +149,7 @@ class Engine:
             )
         check_seed(order.seed)
         rule(order.acceptance)
-        alone.check(order, limits)
+        alone.check(order)
         if not 0 <= order.max_forwards <= MAX_FORWARDS:
             raise InvalidRequest(f"max_forwards is {order.max_forwards}", f"allowed: 0 to {MAX_FORWARDS}")
         for count, name in (

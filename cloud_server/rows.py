@@ -2,7 +2,7 @@
 forward. Lossy: a row does not see what is still missing of the rows above it.
 
 The first row is drawn alone, the second behind all of it; a later row begins once the row above is `window`
-tokens ahead. The token before a row is then missing; until it is drawn, the last token of the last complete
+tokens ahead, or complete. The token before a row is then missing; until it is drawn, the last token of the last complete
 row stands in for it. Columns of the cache that hold nothing yet are hidden.
 """
 
@@ -47,7 +47,7 @@ class Canvas:
         return dict(sorted(fed.items()))
 
     def _may_grow(self, row: int, counts: list[int]) -> bool:
-        ahead = self.columns if row == 1 else self.session.order.window
+        ahead = self.columns if row == 1 else min(self.session.order.window, self.columns)
         return row == 0 or counts[row - 1] >= ahead
 
     def _count(self, row: int) -> int:

@@ -177,7 +177,7 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
         gate=policy.gate if gate is None else gate,
         prefix_rate=policy.prefix_rate if prefix_rate is None else prefix_rate,
         acceptance=policy.acceptance if acceptance is None else acceptance,
-        guesses=policy.guesses if guesses is None else guesses,
+        guesses=(policy.guesses and tree is None) if guesses is None else guesses,
         max_forwards=policy.max_forwards if max_forwards is None else max_forwards,
         in_flight=policy.in_flight if in_flight is None else in_flight,
         alone=policy.alone if alone is None else alone,

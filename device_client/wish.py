@@ -14,11 +14,12 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from device_client.loop import Request
 from device_client.policy import MAX_IN_FLIGHT, MAX_SPAN, Policy, policy_for
+from device_client.shape import MAX_NODES, Tree
 from shared.decoding.acceptance import RULES
 from shared.decoding.gates import GATES
 from shared.decoding.noise import SEED_LIMIT
 from shared.decoding.warp import MAX_GUIDANCE, MAX_TEMPERATURE
-from shared.messages import MAX_FORWARDS
+from shared.messages import ALONE, MAX_FORWARDS
 from shared.models.zoo import DevicePackage
 
 Mode = Literal["ciar", "exact", "cloud-only", "device-only"]
@@ -73,6 +74,15 @@ class Wish(BaseModel):
     in_flight: Annotated[int, Field(ge=1, le=MAX_IN_FLIGHT)] | None = Field(
         None, description=f"messages under way at a time, 1 to {MAX_IN_FLIGHT}: more hide the network's delay"
     )
+    alone: Literal["jacobi", "sjd", "rows"] | None = Field(
+        None, description=f"how the cloud draws the prefix: {', '.join(ALONE[1:])}; else one token a run"
+    )
+    window: Annotated[int, Field(ge=1, le=MAX_SPAN)] | None = Field(
+        None, description="of --alone: tokens per run, or columns a row is behind the one above it (rows)"
+    )
+    tree: Annotated[int, Field(ge=2, le=MAX_NODES)] | None = Field(
+        None, description=f"draft trees of so many tokens instead of spans: 2 to {MAX_NODES}"
+    )
     guidance: Annotated[Number, Field(ge=0, le=MAX_GUIDANCE)] | None = Field(
         None, description=f"how closely to follow the prompt: 0 to {MAX_GUIDANCE:g}, 1 is off"
     )
@@ -118,6 +128,9 @@ def make_plan(package: DevicePackage, wish: Wish) -> Plan:
         guesses=wish.guesses,
         max_forwards=wish.max_forwards,
         in_flight=wish.in_flight,
+        alone=wish.alone,
+        window=wish.window,
+        tree=None if wish.tree is None else Tree(wish.tree),
     )
     return Plan(request, policy, _settings(package, request, policy), tuple(_notes(package, request)))
 

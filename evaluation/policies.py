@@ -62,7 +62,7 @@ def _alone(name: str, alone: str, window: int) -> Row:
 def _tree(name: str, nodes: int, width: int, depth: int) -> Row:
     """Trees instead of spans, everything verified."""
     shape = Tree(nodes, width, depth)
-    return Row(name, "exact", MappingProxyType({**_PLAIN, "tree": shape}))
+    return Row(name, "exact", MappingProxyType({"tree": shape}))
 
 
 # Jacobi decoding as published draws with fresh noise and accepts by probabilities; with coupled draws it is

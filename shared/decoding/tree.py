@@ -67,7 +67,9 @@ def walk(rule: Rule, judged: Judged, parents_N: Parents, end: int) -> Judgement:
     that no child equals: it is the correction, or the bonus below a leaf; None at place `end`, that of T.
 
     judged.log_p_TV has N + 1 rows, that of the token before the tree first. Every draw is a plain one at its
-    own place, so a tree decides as its best chain would: under `coupled`, as the base.
+    own place, so a tree decides as its best chain would: under `coupled`, as the base. EAGLE-2's own
+    acceptance tries child after child with its probability among what is left, since children are chosen and
+    not sampled: together each is taken as often as it is drawn. Law and acceptance are the same here.
     """
     below, span = children(parents_N), judged.span_K.tolist()
     nothing_K, path, row = judged.span_K[:0], list[int](), 0

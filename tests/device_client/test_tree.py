@@ -80,7 +80,7 @@ async def run(package: DevicePackage, request: Request, policy: Policy, server: 
 
 
 def with_tree(package: DevicePackage, shape: Tree, **changes: object) -> Policy:
-    return policy_for("exact", package.calibration, guesses=False, tree=shape, **changes)  # type: ignore[arg-type]
+    return policy_for("exact", package.calibration, tree=shape, **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("guidance", [1.5, 1.0])

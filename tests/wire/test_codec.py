@@ -114,6 +114,8 @@ def opens(draw: st.DrawFn) -> Open:
         resume_features=draw(features_of(len(resume))),
         guesses=draw(st.booleans()),
         max_forwards=draw(uint32),
+        alone=draw(text),
+        window=draw(uint32),
     )
 
 
@@ -128,6 +130,7 @@ def drafts(draw: st.DrawFn) -> Draft:
         features=draw(features_of(len(catch_up))),
         proposal=draw(st.none() | proposals(len(span))),
         behind=draw(st.none() | uint32),
+        parents=draw(tokens()),
     )
 
 
@@ -144,6 +147,7 @@ verdicts = st.builds(
     guesses=tokens(),
     cloud_forwards=uint32,
     stale=st.booleans(),
+    path=tokens(),
 )
 usages = st.builds(Usage, *[uint32] * 4, cloud_s=seconds)
 infos = st.builds(
