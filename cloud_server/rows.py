@@ -2,8 +2,8 @@
 forward. Lossy: a row does not see what is still missing of the rows above it.
 
 The first row is drawn alone, the second behind all of it; a later row begins once the row above is `window`
-tokens ahead, or complete. The token before a row is then missing; until it is drawn, the last token of the last complete
-row stands in for it. Columns of the cache that hold nothing yet are hidden.
+tokens ahead, or complete. The token before a row is then missing; until it is drawn, the last token of the
+last complete row stands in for it. Columns of the cache that hold nothing yet are hidden.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ class TreeJob(Job):
 
     def judge(self, rule: Rule, judged: Judged) -> Judgement:
         """Walk down the tree by the rule of the order."""
-        return walk(rule, judged, self.parents, self.session.limits.image_tokens)
+        lenient = self.session.order.acceptance == "relaxed"
+        return walk(rule, judged, self.parents, self.session.limits.image_tokens, lenient=lenient)
 
     def commit(self, judgement: Judgement) -> None:
         """Keep the path; of the cache, what of it lies where the image will have it."""

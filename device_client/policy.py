@@ -106,7 +106,8 @@ class Policy:
             plain = not self.guesses and self.max_forwards == self.in_flight == 1
             allowed = "one round in flight, one forward a round, no guesses"
             _require(plain, "tree", self.tree, allowed)
-            _require(self.acceptance in ("coupled", "greedy"), "tree", self.acceptance, "coupled, greedy")
+            judged = self.acceptance != "rejection"
+            _require(judged, "tree with acceptance", self.acceptance, "any rule but rejection")
 
     def prefix_tokens(self, image_tokens: int) -> int:
         """m = floor(rho * T)."""

@@ -62,7 +62,7 @@ def is_walk(path: Sequence[int], parents_N: Parents) -> bool:
     )
 
 
-def walk(rule: Rule, judged: Judged, parents_N: Parents, end: int) -> Judgement:
+def walk(rule: Rule, judged: Judged, parents_N: Parents, end: int, *, lenient: bool = False) -> Judgement:
     """Draw by `rule` at the root, go down to the child that is the token drawn, and so on to the first draw
     that no child equals: it is the correction, or the bonus below a leaf; None at place `end`, that of T.
 
@@ -70,15 +70,22 @@ def walk(rule: Rule, judged: Judged, parents_N: Parents, end: int) -> Judgement:
     own place, so a tree decides as its best chain would: under `coupled`, as the base. EAGLE-2's own
     acceptance tries child after child with its probability among what is left, since children are chosen and
     not sampled: together each is taken as often as it is drawn. Law and acceptance are the same here.
+
+    A `lenient` rule accepts more than the token drawn: where no child equals it, the first child stands that
+    the rule would accept as a span of one (LANTERN on the tree). Its bound is per child, not per place.
     """
     below, span = children(parents_N), judged.span_K.tolist()
     nothing_K, path, row = judged.span_K[:0], list[int](), 0
     while (place := judged.position + len(path)) < end:
         log_p_1V = judged.log_p_TV[row : row + 1]
-        drawn = rule(replace(judged, log_p_TV=log_p_1V, span_K=nothing_K, position=place)).token
-        equal = [node for node in below[row] if span[node] == drawn]
-        if not equal:
+        here = replace(judged, log_p_TV=log_p_1V, span_K=nothing_K, position=place)
+        drawn = rule(here).token
+        good = [node for node in below[row] if span[node] == drawn]
+        if lenient and not good:
+            spans = ((node, judged.span_K[node : node + 1]) for node in below[row])
+            good = [node for node, span_1 in spans if rule(replace(here, span_K=span_1)).accepted]
+        if not good:
             return Judgement(len(path), drawn, path=tuple(path))
-        path.append(equal[0])
-        row = equal[0] + 1
+        path.append(good[0])
+        row = good[0] + 1
     return Judgement(len(path), None, path=tuple(path))

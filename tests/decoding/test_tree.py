@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.decoding import noise
-from shared.decoding.acceptance import Judged, coupled, greedy
+from shared.decoding.acceptance import Judged, Judgement, coupled, greedy
 from shared.decoding.tree import ancestors, check_parents, children, is_walk, unseen, walk
 from shared.errors import InvalidDraft
 
@@ -86,3 +86,24 @@ def test_the_first_token_follows_p_whatever_the_tree_offers() -> None:
     tail = torch.special.gammaincc(torch.tensor(2.5).double(), statistic / 2)
     assert tail > 1e-6
     assert counts[1] > 0 and counts[5] > 0
+
+
+def near(judged: Judged) -> Judgement:
+    """A lenient rule: a draft stands where it is at most one beside the token drawn."""
+    drawn = coupled(judged).token if not len(judged.span_K) else None
+    if drawn is None:
+        plain = coupled(Judged(judged.log_p_TV, judged.span_K[:0], judged.seed, judged.position)).token
+        assert plain is not None
+        return Judgement(int(abs(plain - int(judged.span_K[0])) <= 1), plain)
+    return Judgement(0, drawn)
+
+
+def test_a_lenient_walk_takes_the_token_drawn_before_what_is_near_it() -> None:
+    log_p = torch.full((4, VOCAB), -50.0)
+    log_p[:, 3] = 0.0  # 3 is drawn everywhere
+    tree = parents(0, 0, 1)
+    for span, path in (((4, 3, 3), (1,)), ((4, 0, 2), (0, 2)), ((1, 5, 3), ()), ((2, 4, 0), (0,))):
+        judged = Judged(log_p, torch.tensor(span), 1, 2)
+        assert walk(near, judged, tree, END, lenient=True) == Judgement(len(path), 3, path=path)
+    strict = walk(near, Judged(log_p, torch.tensor((4, 0, 2)), 1, 2), tree, END)
+    assert strict == Judgement(0, 3)
