@@ -16,14 +16,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cloud_server.forward import Compiled, Eager, Forward, Rows
-from cloud_server.session import Job, Limits, Session, check_features, check_ids
+from cloud_server import alone
+from cloud_server.checks import Limits, check_features, check_ids
+from cloud_server.forward import Compiled, Eager, Forward, Rows, Woven
+from cloud_server.session import Job, Session
 from shared.decoding.acceptance import Judged, Judgement, rule
 from shared.decoding.noise import check_seed
 from shared.decoding.warp import log_probs
 from shared.errors import InvalidRequest, ModelMismatch, ModelUnavailable, Overloaded
 from shared.messages import MAX_FORWARDS, Features, ModelInfo, Open
 from shared.models.kv_cache import KVCache
+from shared.models.woven import Weave
 from shared.models.zoo import CloudModel
 
 MAX_SPAN = 64
@@ -46,6 +49,7 @@ class _Feed:
     positions: list[int]
     x_GTD: Tensor
     rows: int
+    weave: Weave | None = None
 
 
 class Engine:
@@ -161,6 +165,7 @@ class Engine:
             )
         check_seed(order.seed)
         rule(order.acceptance)
+        alone.check(order)
         if not 0 <= order.max_forwards <= MAX_FORWARDS:
             raise InvalidRequest(f"max_forwards is {order.max_forwards}", f"allowed: 0 to {MAX_FORWARDS}")
         self._check_relaxation(order)
@@ -185,17 +190,16 @@ class Engine:
         """Everything the session's cache lacks, up to the last position that is judged."""
         session = job.session
         first = max(session.fed - session.prefix_rows, 0)  # image place of the first token to feed
-        ids = [*session.tokens, *job.catch_up.tolist(), *job.span.tolist()]
-        ids = ids[first : len(ids) - job.ends_image]
-        x_TD = self._gpt.embed_tokens(
-            torch.tensor(ids, dtype=torch.int64), torch.arange(first, first + len(ids))
-        )
+        layout, rows = job.layout(), session.prefix_rows
+        ids_T, places_T = (torch.tensor(row, dtype=torch.int64) for row in (layout.tokens, layout.places))
+        x_TD = self._gpt.embed_tokens(ids_T, places_T)
         self._add_features(x_TD, session.order.resume_features, -first)
         self._add_features(x_TD, job.features, len(session.tokens) - first)
         prompt_GND = session.prompt_GND[:, session.fed - session.start :]
         x_GTD = torch.cat([prompt_GND, x_TD.expand(len(session.slots), -1, -1)], dim=1)
-        positions = list(range(session.fed, session.fed + x_GTD.shape[1]))
-        return _Feed(positions, x_GTD, len(job.span) + (not job.ends_image))
+        prompt = prompt_GND.shape[1]
+        positions = [*range(rows - prompt, rows), *(rows + column for column in layout.columns)]
+        return _Feed(positions, x_GTD, job.rows, layout.woven(prompt, rows))
 
     def _add_features(self, x_TD: Tensor, features: Features | None, offset: int) -> None:
         """Add W f (eq. 6) where a feature came and its token is fed now; `offset` turns places into rows."""
@@ -222,7 +226,9 @@ class Engine:
             starts += job.session.visible
             weights += [job.session.folded] * len(job.session.slots)
             positions += [[feed.positions[index] for index in padded]] * len(job.session.slots)
-        return self._model(torch.cat(x), Rows(slots, positions, starts, weights))
+        weaves = [feed.weave for job, feed in zip(jobs, feeds, strict=True) for _ in job.session.slots]
+        model = Woven(self._gpt, self._cache, weaves) if any(weaves) else self._model
+        return model(torch.cat(x), Rows(slots, positions, starts, weights))
 
     def _fold(self, session: Session) -> None:
         """Keep of the prefix what image tokens can see of it: one entry per layer."""
@@ -269,14 +275,11 @@ def _judge_one(job: Job, logits_GTV: Sequence[Tensor], neighbours_VN: Tensor | N
         neighbours_VN=neighbours_VN,
         relaxation=order.relaxation,
     )
-    return rule(order.acceptance)(judged)
+    return job.judge(rule(order.acceptance), judged)
 
 
 def _commit(job: Job, judgement: Judgement, cloud_s: float) -> None:
-    """Keep what stands; the cache is valid up to the last accepted token that was fed."""
-    session, base = job.session, job.base
-    standing = [*job.catch_up.tolist(), *job.span[: judgement.accepted].tolist()]
-    session.fed = min(session.fed + job.inputs, session.prefix_rows + base + judgement.accepted)
-    session.tokens += standing if judgement.token is None else [*standing, judgement.token]
-    session.forwards += 1
-    session.cloud_s += cloud_s
+    """Keep what stands, and count the forward."""
+    job.commit(judgement)
+    job.session.forwards += 1
+    job.session.cloud_s += cloud_s

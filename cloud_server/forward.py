@@ -16,6 +16,7 @@ from torch import Tensor
 from shared.errors import CiarError
 from shared.models.kv_cache import KVCache, Window, cache_window, visible
 from shared.models.transformer import Transformer
+from shared.models.woven import Weave, weave
 
 # Compiled shapes. What lies between two of them is padded to the larger one.
 LENGTH_STEP = 64  # visible positions
@@ -58,6 +59,21 @@ class Eager:
     def __call__(self, x_BTD: Tensor, rows: Rows) -> Tensor:
         """As Forward."""
         hidden: Tensor = self.gpt(x_BTD, cache_window(*rows, device=self.gpt.device), self.cache)
+        return hidden
+
+
+@dataclass(frozen=True, eq=False)
+class Woven:
+    """A Forward whose rows are restricted and turned where there is a weave; never compiled."""
+
+    gpt: Transformer
+    cache: KVCache
+    weaves: Sequence[Weave | None]
+
+    def __call__(self, x_BTD: Tensor, rows: Rows) -> Tensor:
+        """As Forward."""
+        window = weave(cache_window(*rows, device=self.gpt.device), self.weaves)
+        hidden: Tensor = self.gpt(x_BTD, window, self.cache)
         return hidden
 
 

@@ -17,10 +17,12 @@ import grpc
 import numpy as np
 
 from cloud_server.admission import Admission
+from cloud_server.alone import artist
 from cloud_server.scheduler import Scheduler
 from cloud_server.security import Guard
 from cloud_server.session import Job, Session
 from cloud_server.telemetry import Telemetry
+from cloud_server.tree import job_of
 from shared.decoding.acceptance import Judgement
 from shared.errors import CiarError, InvalidPrompt, InvalidRequest, Overloaded, SessionLost
 from shared.logs import REQUEST_ID, about, known_request_id
@@ -177,10 +179,11 @@ class CiarService(rpc.CiarServiceServicer):
             raise SessionLost(f"no frame was read for {self._patience.idle_s:g} s") from None
 
     async def _draw_prefix(self, session: Session) -> Opened:
-        """Draw what is missing of the prefix, one token per forward, in batches with other sessions."""
-        owned = len(session.tokens)
-        for _ in range(session.missing_prefix):
-            await self._scheduler.submit(Job(session))
+        """Draw what is missing of the prefix as was ordered, in batches with other sessions."""
+        owned, drawing = len(session.tokens), artist(session)
+        while session.missing_prefix:
+            answer = await self._scheduler.submit(drawing.job())
+            drawing.take(answer.judgement)
         prefix = np.array(session.tokens[owned:], dtype=np.int32)
         tokens = session.limits.image_tokens
         return Opened(session.name, tokens, prefix, session.forwards, session.cloud_s)
@@ -202,7 +205,7 @@ class CiarService(rpc.CiarServiceServicer):
 
         Every forward is a job like any other: between two of them the other sessions have their turn.
         """
-        answers = [await self._scheduler.submit(Job.judging(session, draft))]
+        answers = [await self._scheduler.submit(job_of(session, draft))]
         while job := Job.iterating(session, [answer.judgement for answer in answers]):
             answers.append(await self._scheduler.submit(job))
         return [answer.judgement for answer in answers], sum(answer.cloud_s for answer in answers)

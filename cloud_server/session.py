@@ -13,30 +13,22 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from shared.decoding.acceptance import Judgement
-from shared.errors import InvalidDraft, InvalidRequest
+from cloud_server.checks import Limits, check_features, check_ids, check_proposal
+from cloud_server.layout import Layout
+from shared.decoding.acceptance import Judged, Judgement, Rule
+from shared.decoding.tree import check_parents
+from shared.errors import InvalidDraft
 from shared.messages import Draft, Features, Open, Proposal, Tokens, Usage, Verdict, no_tokens
 
 NEEDS_PROPOSAL = frozenset({"rejection"})
-# A row of fp16 probabilities sums to one within rounding, whatever its length.
-_MASS_TOLERANCE = 0.01
+JUDGES_TREES = frozenset({"coupled", "greedy"})
 # Void drafts per token of the image: each round may have a few behind it, and every round brings a token.
 _MOST_VOIDS = 8
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a draft is measured against; the same for all sessions of an engine."""
-
-    codebook_size: int  # V
-    image_tokens: int  # T
-    feature_width: int  # d_f
-    max_span: int  # largest K
-
-
 @dataclass(eq=False)
 class Session:
-    """One image. Only the engine changes `tokens`, `fed` and the costs of forwards.
+    """One image. Only what a job commits changes `tokens` and `fed`, only the engine the costs of forwards.
 
     slots       cache rows: the prompt's, and the unguided one unless guidance is 1
     starts      first valid position per cache row; a shorter prefix begins later
@@ -92,6 +84,7 @@ class Session:
         check_ids(draft.catch_up, self.limits, "the catch-up", InvalidDraft)
         check_features(draft.features, len(draft.catch_up), self.limits, InvalidDraft)
         self._check_proposal(draft)
+        self._check_tree(draft)
 
     def answered(self, draft: Draft) -> Verdict | None:
         """The verdict already given to this round, or None. Raises InvalidDraft if its base was another."""
@@ -132,6 +125,7 @@ class Session:
             cloud_s,
             more=np.array(drawn[1:], dtype=np.int32),
             guesses=np.array(last.guesses if self.order.guesses else (), dtype=np.int32),
+            path=np.array(first.path, dtype=np.int32),
             cloud_forwards=len(judgements),
         )
         self._whole = draft.round if first.accepted == len(draft.span) and drawn else None
@@ -193,6 +187,13 @@ class Session:
         if draft.proposal is not None:
             check_proposal(draft.proposal, draft.span, self.limits)
 
+    def _check_tree(self, draft: Draft) -> None:
+        if len(draft.parents):
+            check_parents(draft.parents, len(draft.span))
+            if self.order.acceptance not in JUDGES_TREES:
+                what = f"{self.order.acceptance!r} acceptance judges no trees"
+                raise InvalidDraft(what, f"allowed: {', '.join(sorted(JUDGES_TREES))}")
+
 
 @dataclass(frozen=True, eq=False)
 class Job:
@@ -241,45 +242,26 @@ class Job:
         end = self.session.prefix_rows + self.base + len(self.span) - self.ends_image
         return end - self.session.fed
 
+    @property
+    def rows(self) -> int:
+        """How many of the last positions fed are judged."""
+        return len(self.span) + (not self.ends_image)
 
-def check_ids(ids: Tokens, limits: Limits, name: str, refuse: type[InvalidRequest]) -> None:
-    """Raise `refuse` unless every id is in 0 .. V - 1."""
-    wrong = (ids < 0) | (ids >= limits.codebook_size)
-    if wrong.any():
-        place = int(wrong.argmax())
-        why = f"allowed: 0 to {limits.codebook_size - 1}"
-        raise refuse(f"{name} holds token {int(ids.flat[place])} at {place}", why)
+    def layout(self) -> Layout:
+        """The image tokens that the cache lacks, up to the last position that is judged."""
+        first = max(self.session.fed - self.session.prefix_rows, 0)
+        ids = [*self.session.tokens, *self.catch_up.tolist(), *self.span.tolist()]
+        fed = ids[first : len(ids) - self.ends_image]
+        places = range(first, first + len(fed))
+        return Layout(fed, places, places)
 
+    def judge(self, rule: Rule, judged: Judged) -> Judgement:
+        """What stands of the span, by the rule of the order."""
+        return rule(judged)
 
-def check_features(sent: Features | None, tokens: int, limits: Limits, refuse: type[InvalidRequest]) -> None:
-    """Raise `refuse` unless the features have width d_f and name ascending places below `tokens`."""
-    if sent is None:
-        return
-    if sent.codes.shape != (len(sent.index), limits.feature_width) or sent.scale.shape != sent.index.shape:
-        shapes = f"index {sent.index.shape}, codes {sent.codes.shape} and scale {sent.scale.shape}"
-        raise refuse(f"the features have {shapes}", f"allowed: [n], [n, {limits.feature_width}] and [n]")
-    places = sent.index.astype(np.int64)
-    if len(places) and (places[-1] >= tokens or (np.diff(places) <= 0).any()):
-        raise refuse(f"the features have places {places[:8].tolist()}", f"allowed: ascending, below {tokens}")
-
-
-def check_proposal(proposal: Proposal, span: Tokens, limits: Limits) -> None:
-    """Raise InvalidDraft unless every row is a distribution over distinct ids that holds its span token."""
-    ids, probabilities = proposal.ids, proposal.probabilities.astype(np.float32)
-    if ids.ndim != 2 or ids.shape != probabilities.shape or len(ids) != len(span):
-        shapes = f"{ids.shape} and {probabilities.shape}"
-        raise InvalidDraft(f"the proposal has shapes {shapes}", f"allowed: two of ({len(span)}, k)")
-    check_ids(ids, limits, "the proposal", InvalidDraft)
-    if (np.diff(np.sort(ids, axis=1), axis=1) == 0).any():
-        raise InvalidDraft("a proposal row names one id twice", "allowed: distinct ids")
-    mass = probabilities.sum(axis=1)
-    if not ((probabilities >= 0).all() and (abs(mass - 1) <= _MASS_TOLERANCE).all()):
-        raise InvalidDraft(
-            f"proposal rows sum to {mass.min():g} .. {mass.max():g}", "allowed: 1 within rounding"
-        )
-    drawn = (probabilities * (ids == span[:, None])).sum(axis=1)
-    if not (drawn > 0).all():
-        place = int((drawn <= 0).argmax())
-        raise InvalidDraft(
-            f"span token {int(span[place])} has probability 0 in its proposal", "it was drawn from it"
-        )
+    def commit(self, judgement: Judgement) -> None:
+        """Keep what stands; the cache is valid up to the last accepted token that was fed."""
+        session, base = self.session, self.base
+        standing = [*self.catch_up.tolist(), *self.span[: judgement.accepted].tolist()]
+        session.fed = min(session.fed + self.inputs, session.prefix_rows + base + judgement.accepted)
+        session.tokens += standing if judgement.token is None else [*standing, judgement.token]

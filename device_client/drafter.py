@@ -20,6 +20,7 @@ from shared.decoding.noise import check_seed, gumbel
 from shared.decoding.warp import Warp, warp_logits
 from shared.models.inter_head import quantise_features
 from shared.models.kv_cache import KVCache, cache_window
+from shared.models.woven import Weave, weave
 from shared.models.zoo import DevicePackage
 
 PROPOSAL_IDS = 64  # k: ids of the sparse q that `rejection` samples from and sends
@@ -45,6 +46,21 @@ class Step:
     hidden_1D: Tensor
     centre_1V: Tensor
     log_q_1V: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of a draft tree that is to be drawn behind.
+
+    depth   places behind the first of the tree
+    column  where the cache keeps it, counted from there too
+    unseen  earlier columns of nodes that are no ancestors
+    """
+
+    token: int
+    depth: int
+    column: int
+    unseen: tuple[int, ...]
 
 
 class Drafter:
@@ -107,6 +123,24 @@ class Drafter:
         score = doubt if self._gate is self._default_gate else float(self._gate(evidence))
         token, proposal = self._draw(log_q_1V, evidence.noise_TV)
         return Step(token, score, doubt, proposal, hidden_RD[:1], centre_1V, doubt_1V)
+
+    @torch.inference_mode()
+    def branch(self, length: int, nodes: Sequence[Node]) -> Tensor:
+        """log q [N, V] behind each of N nodes, warped without its filters, where `length` tokens are fed.
+
+        Their ancestors were given before. The next `step` forgets them all.
+        """
+        gpt, base = self._model.base.gpt, self._config.prefix_len + length
+        ids_N, places_N = (
+            torch.tensor(row) for row in zip(*((n.token, length + n.depth) for n in nodes), strict=True)
+        )
+        x_RND = gpt.embed_tokens(ids_N, places_N).expand(self._rows, -1, -1)
+        columns = [[base + node.column for node in nodes]] * self._rows
+        hidden = [[base + column for column in node.unseen] for node in nodes]
+        woven = Weave([base + node.depth for node in nodes], hidden)
+        window = weave(cache_window(range(self._rows), columns, self._starts), [woven] * self._rows)
+        centre_NV = self._model.centre(gpt(x_RND, window, self._cache), self._warp.guidance)
+        return warp_logits(centre_NV, self._warp.unfiltered)
 
     def rewind(self, length: int) -> None:
         """Forget everything behind the first `length` tokens; the prompt stays."""

@@ -21,6 +21,8 @@ from device_client.pacing import Situation, pace, pacing_for
 from device_client.policy import Policy
 from device_client.progress import Counters, Progress, Source, Trip
 from device_client.rounds import Round, weigh
+from device_client.shape import Tree
+from device_client.tree import grow
 from shared.errors import (
     CiarError,
     CloudUnreachable,
@@ -115,6 +117,8 @@ class Image:
             guesses=policy.guesses,
             max_forwards=policy.max_forwards,
             relaxation=policy.relaxation,
+            alone=policy.alone,
+            window=policy.window,
         )
 
     def begin(self, opened: Opened) -> None:
@@ -161,6 +165,8 @@ class Image:
         It has at most policy.span tokens and never crosses T. Adaptive spans end with the token that makes
         "all of it is accepted" less likely than the floor.
         """
+        if self.policy.tree is not None:
+            return self._grow(step, self.policy.tree)
         current, place, floor = self._round, self._end, self.policy.adaptive_floor
         token, chance = self._weighed(step, place)
         current.span.append(replace(step, token=token))
@@ -168,6 +174,14 @@ class Image:
         self._ahead.append(token)
         full = len(current.span) == self.policy.span or self._end == self.size
         return full or (floor is not None and current.chance < floor)
+
+    def _grow(self, step: Step, shape: Tree) -> bool:
+        """Make the span a tree; it ends there."""
+        with self._timed("device_s"):
+            span, self._round.parents = grow(self._drafter, step, self._end, self.size, shape)
+        self._round.span = span
+        self._ahead += [node.token for node in span]  # one column each, not one place
+        return True
 
     def draft(self) -> Draft:
         """One round to send: what was kept since the last one, with its features, and the span."""
@@ -185,12 +199,13 @@ class Image:
     def settle(self, verdict: Verdict) -> None:
         """Decide what the cloud accepted and drew. What was drawn behind stands if it assumed just that."""
         judged = self._flight.popleft()
-        accepted, whole = verdict.accepted, verdict.accepted == len(judged.span)
-        self._decide([s.token for s in judged.span[:accepted]], Source.VERIFIED, judged.span[:accepted])
+        accepted, standing, refused = verdict.accepted, judged.standing(verdict), judged.refused(verdict)
+        whole = not refused
+        self._decide([step.token for step in standing], Source.VERIFIED, standing)
         if whole:
             self._decide(verdict.drawn, Source.BONUS)
         else:
-            self._decide(verdict.drawn[:1], Source.CORRECTED, judged.span[accepted : accepted + 1])
+            self._decide(verdict.drawn[:1], Source.CORRECTED, refused)
             self._decide(verdict.drawn[1:], Source.BONUS)
             self._guesses = dict(enumerate(verdict.guesses.tolist(), len(self.tokens)))
         self._trips.append(judged.trip(self._now_s(), verdict))

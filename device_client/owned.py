@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from shared.decoding.tree import is_walk
 from shared.errors import CiarError
 from shared.messages import Draft, Features, Open, Opened, Tokens, Verdict, no_tokens
 
@@ -49,7 +50,7 @@ class Owned:
         self._check(self.pending[0], verdict)
         draft = self.pending.popleft()
         self._add(draft.catch_up, draft.features)
-        self._add(np.array([*draft.span[: verdict.accepted], *verdict.drawn], np.int32))
+        self._add(np.array([*draft.standing(verdict), *verdict.drawn], np.int32))
         if self.pending:
             following = self.pending[0]
             if verdict.accepted == len(draft.span) and verdict.token == following.catch_up[0]:
@@ -78,6 +79,10 @@ class Owned:
         end, whole = draft.base + len(draft.catch_up) + verdict.accepted, verdict.accepted == len(draft.span)
         if verdict.round != draft.round or verdict.accepted > len(draft.span):
             raise _nonsense(f"round {verdict.round} with {verdict.accepted} tokens accepted")
+        if len(verdict.path) != (verdict.accepted if len(draft.parents) else 0):
+            raise _nonsense(f"a path of {len(verdict.path)} with {verdict.accepted} tokens accepted")
+        if not is_walk(verdict.path.tolist(), draft.parents):
+            raise _nonsense(f"path {verdict.path.tolist()}, which is none of the tree sent")
         if (verdict.token is None) != (end == self._image_tokens):
             raise _nonsense(f"token {verdict.token} behind {end} of {self._image_tokens}")
         drawn = [*verdict.drawn, *verdict.guesses.tolist()]

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from device_client.pacing import pace
+from device_client.shape import Tree
 from shared.decoding import acceptance as rules
 from shared.decoding import gates
 from shared.decoding.acceptance import Relaxation
 from shared.decoding.calibration import Calibration, GateTable
 from shared.errors import InvalidRequest
-from shared.messages import MAX_FORWARDS
+from shared.messages import ALONE, MAX_FORWARDS
 
 MODES = ("ciar", "exact", "cloud-only", "device-only")
 MAX_SPAN = 64
@@ -33,12 +34,12 @@ UNSCORED = ("never", "always")  # gates that need no threshold and no calibratio
 _GATING = ("gate", "threshold", "cloud_budget", "promise", "pacing")
 # Overrides that would contradict what a mode is; `acceptance` also says how a side draws:
 # it always means something.
-_ROUNDS = ("guesses", "max_forwards", "in_flight", "offline")
+_ROUNDS = ("guesses", "max_forwards", "in_flight", "tree", "offline")
 _MEANINGLESS = {
     "ciar": (),
     "exact": _GATING,
     "cloud-only": (*_GATING, "span", "prefix_rate", *_ROUNDS),
-    "device-only": (*_GATING, "span", "prefix_rate", *_ROUNDS),
+    "device-only": (*_GATING, "span", "prefix_rate", "alone", "window", *_ROUNDS),
 }
 
 
@@ -69,6 +70,9 @@ class Policy:
     budget          the cloud forwards per token that `threshold` stands for; None where tau was given
     relaxation      how far "relaxed" acceptance may stray; None for any other
     offline         when no cloud can be had any more: "retry" gives the image up, "finish" ends it alone
+    alone           how the cloud draws the prefix, one of ALONE: "" is one token a forward
+    window          of `alone`: tokens a forward (jacobi, sjd), columns a row is behind the one above (rows)
+    tree            what is judged are trees, not spans; then `span` and the floor mean nothing
     """
 
     mode: str
@@ -87,6 +91,9 @@ class Policy:
     budget: float | None = None
     relaxation: Relaxation | None = None
     offline: str = "retry"
+    alone: str = ""
+    window: int = 0
+    tree: Tree | None = None
 
     def __post_init__(self) -> None:
         # Written so that NaN fails every test.
@@ -110,6 +117,17 @@ class Policy:
         _require(paced, f"gate {self.gate!r} with policy", self.pacing, "fixed")
         relaxed = (self.relaxation is not None) == (self.acceptance == "relaxed")
         _require(relaxed, f"acceptance {self.acceptance!r} with", self.relaxation, "k and delta if relaxed")
+        _require(self.alone in ALONE, "alone", repr(self.alone), ", ".join(map(repr, ALONE)))
+        _require(bool(self.alone) == (self.window > 0), "window", self.window, "above 0 with `alone`, else 0")
+        self._check_tree()
+
+    def _check_tree(self) -> None:
+        if self.tree is not None:
+            plain = not self.guesses and self.max_forwards == self.in_flight == 1
+            allowed = "one round in flight, one forward a round, no guesses"
+            _require(plain, "tree", self.tree, allowed)
+            judged = self.acceptance != "rejection"
+            _require(judged, "tree with acceptance", self.acceptance, "any rule but rejection")
 
     def prefix_tokens(self, image_tokens: int) -> int:
         """m = floor(rho * T)."""
@@ -159,6 +177,9 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     in_flight: int | None = None,
     relaxation: Relaxation | None = None,
     offline: str | None = None,
+    alone: str | None = None,
+    window: int | None = None,
+    tree: Tree | None = None,
 ) -> Policy:
     """The policy of a mode with overrides on top; None keeps what the mode says.
 
@@ -175,12 +196,14 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     _require(mode in MODES, "mode", mode, ", ".join(MODES))
     dials = {"threshold": threshold, "cloud_budget": cloud_budget, "promise": promise}
     rounds: dict[str, Any] = {"guesses": guesses, "max_forwards": max_forwards, "in_flight": in_flight}
-    rounds["offline"] = offline
+    rounds |= {"offline": offline, "alone": alone, "window": window, "tree": tree}
     given = {"gate": gate, **dials, "pacing": pacing, "span": span, "prefix_rate": prefix_rate, **rounds}
     _refuse_meaningless(mode, [name for name, value in given.items() if value is not None])
     policy = _PRESETS[mode]
     usual = DEFAULT_GATE if calibration is None else calibration.default_gate
     changes = {"prefix_rate": prefix_rate, "pacing": pacing, "acceptance": acceptance, **rounds}
+    if guesses is None and tree is not None:
+        changes["guesses"] = False  # a tree is no chain to put guesses into
     policy = replace(
         policy,
         gate=gate or (usual if mode == "ciar" else policy.gate),
@@ -191,7 +214,7 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
         policy = _with_span(policy, ADAPTIVE if span is None else span)
     if guesses is None and policy.adaptive_floor is None and not _calibrated(calibration, usual):
         policy = replace(policy, guesses=False)  # they are weighed against a calibrated doubt
-    if policy.adaptive_floor is not None or policy.guesses:
+    if (policy.adaptive_floor is not None and policy.tree is None) or policy.guesses:
         _table(calibration, usual)
     return _with_threshold(policy, calibration, dials)
 

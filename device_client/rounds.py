@@ -13,7 +13,7 @@ import numpy as np
 
 from device_client.drafter import Drafter, Step
 from device_client.progress import Trip
-from shared.messages import Draft, Features, Proposal, Tokens, Verdict
+from shared.messages import Draft, Features, Proposal, Tokens, Verdict, no_tokens
 
 # What a guess of the cloud's says about the device's own draft, at the first place behind a correction, at
 # the second, and further on. The odds that the draft is right are multiplied by SAME or by OTHER; where it is
@@ -34,6 +34,7 @@ class Round:
     number    of the draft, once it is sent
     sent_s    seconds since the image began
     device_s  seconds spent drawing it
+    parents   of the span's tokens, where it is a tree
     """
 
     assumed: Step | None = None
@@ -43,6 +44,7 @@ class Round:
     number: int = 0
     sent_s: float = 0.0
     device_s: float = 0.0
+    parents: Tokens = field(default_factory=no_tokens)
 
     @property
     def untouched(self) -> bool:
@@ -61,7 +63,21 @@ class Round:
             features=None if drafter is None else _features(drafter, self.kept, len(assumed)),
             proposal=_proposal(self.span),
             behind=behind if assumed else None,
+            parents=self.parents,
         )
+
+    def standing(self, verdict: Verdict) -> list[Step]:
+        """What the cloud accepted."""
+        if len(self.parents):
+            return [self.span[node] for node in verdict.path.tolist()]
+        return self.span[: verdict.accepted]
+
+    def refused(self, verdict: Verdict) -> list[Step]:
+        """The draft that the cloud corrected; nothing where all was accepted, of a tree up to a leaf."""
+        if not len(self.parents):
+            return self.span[verdict.accepted : verdict.accepted + 1]
+        last = verdict.path[-1] + 1 if verdict.accepted else 0
+        return [self.span[node] for node in np.flatnonzero(self.parents == last)[:1]]
 
     def trip(self, arrived_s: float | None, verdict: Verdict | None) -> Trip:
         """Its line of the waterfall; without a verdict it became void under way."""

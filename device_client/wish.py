@@ -15,13 +15,14 @@ from pydantic import AfterValidator, BaseModel, Field
 from device_client.loop import Request
 from device_client.pacing import PACES
 from device_client.policy import MAX_IN_FLIGHT, MAX_SPAN, Policy, policy_for
+from device_client.shape import MAX_NODES, Tree
 from shared.decoding.acceptance import MOST_NEIGHBOURS, RULES, Relaxation
 from shared.decoding.gates import GATES, gate
 from shared.decoding.noise import SEED_LIMIT
 from shared.decoding.warp import MAX_GUIDANCE, MAX_TEMPERATURE
 from shared.errors import InvalidRequest
 from shared.logs import new_request_id
-from shared.messages import MAX_FORWARDS
+from shared.messages import ALONE, MAX_FORWARDS
 from shared.models.zoo import DevicePackage
 
 Mode = Literal["ciar", "exact", "cloud-only", "device-only"]
@@ -113,6 +114,17 @@ class Wish(BaseModel):
     offline: Literal["retry", "finish"] | None = Field(
         default=None, description="when no cloud can be had: retry, then fail; or finish the picture alone"
     )
+    alone: Literal["jacobi", "sjd", "rows"] | None = Field(
+        default=None,
+        description=f"how the cloud draws the prefix: {', '.join(ALONE[1:])}; else one token a run",
+    )
+    window: Annotated[int, Field(ge=1, le=MAX_SPAN)] | None = Field(
+        default=None,
+        description="of --alone: tokens per run, or columns a row is behind the one above it (rows)",
+    )
+    tree: Annotated[int, Field(ge=2, le=MAX_NODES)] | None = Field(
+        default=None, description=f"draft trees of so many tokens instead of spans: 2 to {MAX_NODES}"
+    )
     guidance: Annotated[Number, Field(ge=0, le=MAX_GUIDANCE)] | None = Field(
         default=None,
         description=f"how closely to follow the prompt: 0 to {MAX_GUIDANCE:g}, 1 is off",
@@ -165,6 +177,9 @@ def make_plan(package: DevicePackage, wish: Wish) -> Plan:
         pacing=wish.policy,
         relaxation=_relaxation(wish),
         offline=wish.offline,
+        alone=wish.alone,
+        window=wish.window,
+        tree=None if wish.tree is None else Tree(wish.tree),
     )
     return Plan(request, policy, _settings(package, request, policy), tuple(_notes(package, request)))
 

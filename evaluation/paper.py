@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from evaluation import columns as c
 from evaluation.comparison import Line, Matched, TableSpec
-from evaluation.policies import BASE, CIAR, EXACT, Row
+from evaluation.policies import BASE, CIAR, EAGLE, EXACT, PARALLEL, SCD, SJD, Row
 
 EQUAL_BUDGET = 0.30  # cloud forwards per token at which gates are compared
 LINKS = ("5g", "wifi", "4g")
@@ -50,11 +50,13 @@ MAIN = TableSpec(
         Line("device only", DEVICE_ONLY),
         Line("CoDe 0.3", CODE, _speed("2.04", "2.73", "30.0")),
         Line("speculation, span 5", SPECULATION),
-        Line("EAGLE-2", None, _speed("1.02", "1.16", "87.0"), why=NOT_BUILT),
+        Line("EAGLE-2", EAGLE, _speed("1.02", "1.16", "87.0")),
         Line("LANTERN", None, _speed("1.66", "2.01", "50.1"), why=NOT_BUILT),
+        Line("LANTERN on the tree", None, why=NOT_BUILT),
         Line("Entropy-Lens", Matched("entropy", EQUAL_BUDGET), _speed("1.70", "2.05", "52.3")),
-        Line("SJD / SCD", None, why=NOT_BUILT),
-        Line("row-parallel", None, why=NOT_BUILT),
+        Line("SCD (cloud alone)", SCD),
+        Line("SJD (cloud alone)", SJD),
+        Line("row-parallel (cloud alone)", PARALLEL),
         Line("exact (ours)", EXACT[0]),
         Line("ciar (ours)", CIAR, _speed("2.53", "3.00", "30.4")),
     ),
@@ -78,6 +80,9 @@ JUDGED = TableSpec(
         Line("CoDe 0.3", CODE),
         Line("speculation, span 5", SPECULATION),
         Line("LANTERN", why=NOT_BUILT),
+        Line("LANTERN on the tree", why=NOT_BUILT),
+        Line("SJD (cloud alone)", SJD),
+        Line("row-parallel (cloud alone)", PARALLEL),
         Line("exact (ours)", EXACT[0]),
         Line("ciar (ours)", CIAR, _quality("24.25", ".3159", "22.48", ".5997")),
     ),
@@ -183,7 +188,14 @@ LINKED = TableSpec(
     tuple(
         Line(f"{name}, {link}", row, _network(link, name), link, why=NOT_BUILT)
         for link in LINKS
-        for name, row in (("base", BASE), ("LANTERN", None), ("exact", EXACT[0]), ("ciar", CIAR))
+        for name, row in (
+            ("base", BASE),
+            ("LANTERN", None),
+            ("SCD", SCD),
+            ("row-parallel", PARALLEL),
+            ("exact", EXACT[0]),
+            ("ciar", CIAR),
+        )
     ),
     (
         c.SPEED_UP, c.SECONDS, c.ROUNDS, c.BYTES_UP, c.BYTES_DOWN, c.TOLD_S, c.TOLD_SHARE, c.MEASURED_S,

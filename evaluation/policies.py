@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from device_client.policy import Policy, policy_for
+from device_client.shape import Tree
 from shared.decoding.calibration import Calibration
 
 PROMPTS = (
@@ -54,3 +55,33 @@ GATED = ("agreement", "certificate", "interval", "discrete", "margin", "entropy"
 CIAR = Row("ciar, default", "ciar")
 DEAF = Row("ciar, no features", "ciar", features=False)
 DEVICE = Row("never, prefix 0.06", "ciar", MappingProxyType({"gate": "never"}))
+
+
+def _alone(name: str, alone: str, window: int) -> Row:
+    """The cloud draws the whole image by itself; the device opens and receives."""
+    return Row(name, "cloud-only", MappingProxyType({"alone": alone, "window": window}))
+
+
+def _tree(name: str, nodes: int, width: int, depth: int) -> Row:
+    """Trees instead of spans, everything verified."""
+    shape = Tree(nodes, width, depth)
+    return Row(name, "exact", MappingProxyType({"tree": shape}))
+
+
+# Jacobi decoding as published draws with fresh noise and accepts by probabilities; with coupled draws it is
+# lossless. EAGLE-2 with its published sizes, and as small as this cloud likes it.
+SCD = _alone("SCD, window 16", "jacobi", 16)
+SJD = _alone("SJD, window 16", "sjd", 16)
+PARALLEL = _alone("row-parallel, 4 behind", "rows", 4)
+EAGLE = _tree("EAGLE-2, 60 nodes", 60, 10, 6)
+RIVALS = (
+    SCD,
+    _alone("SCD, window 32", "jacobi", 32),
+    SJD,
+    _alone("SJD, window 32", "sjd", 32),
+    EAGLE,
+    _tree("EAGLE-2, 24 nodes", 24, 4, 10),
+    _alone("row-parallel, 8 behind", "rows", 8),
+    PARALLEL,
+    _alone("row-parallel, 2 behind", "rows", 2),
+)

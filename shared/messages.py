@@ -17,6 +17,7 @@ from shared.decoding.warp import Warp
 
 Tokens = NDArray[np.int32]
 MAX_FORWARDS = 8  # runs of the cloud model that one draft may cost
+ALONE = ("", "jacobi", "sjd", "rows")  # how the cloud draws by itself; "": one token a run
 
 
 def no_tokens() -> Tokens:
@@ -73,6 +74,8 @@ class Open:
     guesses: bool = False  # verdicts shall carry them
     max_forwards: int = 1  # 0 .. MAX_FORWARDS
     relaxation: Relaxation | None = None  # of `relaxed` acceptance; None for any other
+    alone: str = ""  # one of ALONE: how the cloud draws the prefix
+    window: int = 0  # of `alone`: tokens per run, or columns a row is behind the one above it
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,8 @@ class Draft:
     span      K >= 1 drafted tokens to judge, at positions base + len(catch_up) ...
     behind    pipelined: drawn before the verdict on that round was known. catch_up[0], which has no feature,
               stands for the bonus of that round, and `base` is its place
+    parents   of a tree: node i of the span hangs from node parents[i] - 1, or from the token before the span
+              where that is 0; parents come before children. Empty: the span is a chain
     """
 
     round: int
@@ -105,11 +110,16 @@ class Draft:
     features: Features | None = None
     proposal: Proposal | None = None
     behind: int | None = None
+    parents: Tokens = field(default_factory=no_tokens)
 
     def settled(self) -> Draft:
         """A pipelined draft once its bonus has come as assumed: an ordinary one that begins a token later."""
         features = self.features and replace(self.features, index=self.features.index - np.uint16(1))
         return replace(self, base=self.base + 1, catch_up=self.catch_up[1:], features=features, behind=None)
+
+    def standing(self, verdict: Verdict) -> Tokens:
+        """The span tokens that a verdict on this draft lets stand."""
+        return self.span[verdict.path] if len(self.parents) else self.span[: verdict.accepted]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +131,7 @@ class Verdict:
     more     drawn and verified by the cloud behind its correction, with forwards of its own
     guesses  the cloud's unverified draws for the places behind all that, a rejected token before them
     stale    a pipelined draft whose assumption failed: nothing was judged, nothing was spent
+    path     of a tree: its nodes that stand, from the root on; there are `accepted` of them
     """
 
     round: int
@@ -131,6 +142,7 @@ class Verdict:
     guesses: Tokens = field(default_factory=no_tokens)
     cloud_forwards: int = 1
     stale: bool = False
+    path: Tokens = field(default_factory=no_tokens)
 
     @property
     def drawn(self) -> list[int]:

@@ -6,7 +6,7 @@ Knows nothing of sessions, models or messages: a rule reads the cloud's warped d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -27,11 +27,15 @@ class Judgement:
 
     guesses  the cloud's own draws for the places behind a correction. They were made behind the rejected
              token, so they are worth no more than a draft. None behind a bonus, and none by `rejection`
+    path     of a tree: its nodes that stand, from the root on
+    drawn_from  fp32 [n, V] what the guesses were drawn from, where the next judgement asks for it
     """
 
     accepted: int
     token: int | None
     guesses: tuple[int, ...] = ()
+    path: tuple[int, ...] = ()
+    drawn_from: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

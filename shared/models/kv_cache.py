@@ -34,6 +34,11 @@ class Window:
     last: int = 0
     base: int | None = None  # the first slot, where slots are neighbours in order: reads become views
 
+    @property
+    def turns_BT(self) -> Tensor:
+        """The positions that queries and keys are rotated by."""
+        return self.positions_BT
+
 
 def plain_window(positions_BT: Tensor, start_B: Tensor) -> Window:
     """A causal window without a cache: tokens see earlier positions from `start_B` on, and always

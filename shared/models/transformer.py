@@ -277,7 +277,7 @@ class Transformer(nn.Module):
 
     def forward(self, x_BTD: Tensor, window: Window, cache: KVCache | None = None) -> Tensor:
         """Run T new tokens per row through all layers: [B, T, D] -> normalised hidden [B, T, D]."""
-        rope_BTP2 = self.rope[window.positions_BT]
+        rope_BTP2 = self.rope[window.turns_BT]
         stores = [None] * len(self.layers) if cache is None else cache.layers
         for block, store in zip(self.layers, stores, strict=True):
             x_BTD = block(x_BTD, rope_BTP2, window, store)

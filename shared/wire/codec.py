@@ -41,6 +41,8 @@ def encode_open(message: Open) -> pb.GenerateRequest:
             guesses=message.guesses,
             max_forwards=message.max_forwards,
             relaxation=settings.encode_relaxation(message.relaxation),
+            alone=message.alone,
+            window=message.window,
         )
     )
 
@@ -56,6 +58,7 @@ def encode_draft(message: Draft) -> pb.GenerateRequest:
             features=tensors.encode_features(message.features),
             proposal=tensors.encode_proposal(message.proposal),
             behind=message.behind,
+            parents=tensors.encode_tokens(message.parents),
         )
     )
 
@@ -94,6 +97,8 @@ def _decode_open(message: pb.Open) -> Open:
         guesses=message.guesses,
         max_forwards=message.max_forwards,
         relaxation=settings.decode_relaxation(message),
+        alone=message.alone,
+        window=message.window,
     )
 
 
@@ -110,6 +115,7 @@ def _decode_draft(message: pb.Draft) -> Draft:
         features=tensors.decode_features(message, "features", len(catch_up), InvalidDraft),
         proposal=tensors.decode_proposal(message, len(span)),
         behind=message.behind if message.HasField("behind") else None,
+        parents=tensors.decode_tokens(message, "parents", InvalidDraft),
     )
 
 
@@ -186,6 +192,7 @@ def _encode_verdict(message: Verdict) -> pb.Verdict:
         guesses=tensors.encode_tokens(message.guesses),
         cloud_forwards=None if message.cloud_forwards == 1 else message.cloud_forwards,
         stale=message.stale,
+        path=tensors.encode_tokens(message.path),
     )
 
 
@@ -199,6 +206,7 @@ def _decode_verdict(message: pb.Verdict) -> Verdict:
         guesses=tensors.decode_tokens(message, "guesses", CiarError),
         cloud_forwards=message.cloud_forwards if message.HasField("cloud_forwards") else 1,
         stale=message.stale,
+        path=tensors.decode_tokens(message, "path", CiarError),
     )
 
 

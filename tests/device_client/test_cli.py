@@ -172,6 +172,23 @@ def test_the_dials_of_gates_pacing_and_relaxation_arrive(run: Run, model: str, s
     assert policy["relaxation"] == {"k": 10, "delta": 0.1, "multiple": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--mode exact --tree 12", {"tree": {"nodes": 12, "width": 4, "depth": 6}, "guesses": False}),
+        ("--mode cloud-only --alone jacobi --window 8", {"alone": "jacobi", "window": 8}),
+        ("--mode cloud-only --alone rows --window 2", {"alone": "rows", "window": 2}),
+    ],
+)
+def test_trees_and_what_the_cloud_draws_alone_are_options(
+    run: Run, model: str, server: str, options: str, told: dict[str, object]
+) -> None:
+    command = ("--prompt", "cat", "--server", server, "--model", model, "--json", "--threads", "1")
+    found = json.loads(run(*command, *options.split()).out)
+    assert told.items() <= found["settings"]["policy"].items()
+    assert found["counters"]["cloud_forwards"] < found["counters"]["image_tokens"]
+
+
 def test_flags_beat_the_environment(alone: Run) -> None:
     ran = alone("--prompt", "cat", "--seed", "5", "--json", CIAR_SEED="4", CIAR_TOP_K="3", CIAR_OUT="env.png")
     answer = json.loads(ran.out)

@@ -10,7 +10,7 @@ import pytest
 
 from device_client.progress import Counters
 from evaluation.cli import main
-from evaluation.policies import BASE, CIAR, DEAF, DEVICE, EXACT, GATED
+from evaluation.policies import BASE, CIAR, DEAF, DEVICE, EXACT, GATED, RIVALS
 from evaluation.run import Record, Schedule
 from evaluation.tables import HEADER, markdown, table
 from tests.tiny import build_tiny_model
@@ -24,9 +24,12 @@ def test_bench_fills_every_row_and_exact_rows_are_identical(
     assert main(["bench", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split("|")[1].strip(): line.split("|") for line in lines[2:]}
-    names = [row.name for row in (BASE, *EXACT, CIAR, DEAF, DEVICE)] + [f"ciar, {gate}" for gate in GATED]
+    plain = (BASE, *EXACT, *RIVALS, CIAR, DEAF, DEVICE)
+    names = [row.name for row in plain] + [f"ciar, {gate}" for gate in GATED]
     assert sorted(rows) == sorted(names)
-    for row in (BASE, *EXACT):
+    lossless = [row for row in RIVALS if "tree" in row.overrides or row.overrides["alone"] == "jacobi"]
+    assert len(lossless) == 4
+    for row in (BASE, *EXACT, *lossless):
         assert rows[row.name][2].strip() == "2/2", row
     records = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
     assert len(records) == 2 * len(rows) and all(len(record["tokens"]) == 16 for record in records)
@@ -60,3 +63,13 @@ def test_schedule_interleaves_rows_and_warms_up_first() -> None:
 def test_bad_flags(flags: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *flags]) == status
     assert says in capsys.readouterr().err
+
+
+def test_bench_runs_the_rows_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = build_tiny_model(tmp_path / "tiny")
+    flags = ["bench", "--model", str(folder), "--prompts", "1", "--warm-ups", "0"]
+    assert main([*flags, "--only", "exact; SCD, window 16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["cloud-only", "exact", "SCD, window 16"]
+    assert main([*flags, "--only", "SCD, window 17"]) == 1
+    assert "SCD, window 17" in capsys.readouterr().err

@@ -66,7 +66,7 @@ class GenerateResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "cloud_digest", "codebook_size", "prompt", "seed", "warp", "prefix_tokens", "acceptance", "resume", "resume_features", "guesses", "max_forwards", "relaxation")
+    __slots__ = ("model", "cloud_digest", "codebook_size", "prompt", "seed", "warp", "prefix_tokens", "acceptance", "resume", "resume_features", "guesses", "max_forwards", "alone", "window", "relaxation")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CLOUD_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CODEBOOK_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,8 @@ class Open(_message.Message):
     RESUME_FEATURES_FIELD_NUMBER: _ClassVar[int]
     GUESSES_FIELD_NUMBER: _ClassVar[int]
     MAX_FORWARDS_FIELD_NUMBER: _ClassVar[int]
+    ALONE_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
     RELAXATION_FIELD_NUMBER: _ClassVar[int]
     model: str
     cloud_digest: str
@@ -92,8 +94,10 @@ class Open(_message.Message):
     resume_features: Features
     guesses: bool
     max_forwards: int
+    alone: str
+    window: int
     relaxation: Relaxation
-    def __init__(self, model: _Optional[str] = ..., cloud_digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., prompt: _Optional[str] = ..., seed: _Optional[int] = ..., warp: _Optional[_Union[Warp, _Mapping]] = ..., prefix_tokens: _Optional[int] = ..., acceptance: _Optional[str] = ..., resume: _Optional[_Union[Tensor, _Mapping]] = ..., resume_features: _Optional[_Union[Features, _Mapping]] = ..., guesses: _Optional[bool] = ..., max_forwards: _Optional[int] = ..., relaxation: _Optional[_Union[Relaxation, _Mapping]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., cloud_digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., prompt: _Optional[str] = ..., seed: _Optional[int] = ..., warp: _Optional[_Union[Warp, _Mapping]] = ..., prefix_tokens: _Optional[int] = ..., acceptance: _Optional[str] = ..., resume: _Optional[_Union[Tensor, _Mapping]] = ..., resume_features: _Optional[_Union[Features, _Mapping]] = ..., guesses: _Optional[bool] = ..., max_forwards: _Optional[int] = ..., alone: _Optional[str] = ..., window: _Optional[int] = ..., relaxation: _Optional[_Union[Relaxation, _Mapping]] = ...) -> None: ...
 
 class Relaxation(_message.Message):
     __slots__ = ("k", "delta", "multiple")
@@ -118,7 +122,7 @@ class Warp(_message.Message):
     def __init__(self, guidance: _Optional[float] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ...) -> None: ...
 
 class Draft(_message.Message):
-    __slots__ = ("round", "base", "span", "catch_up", "features", "proposal", "behind")
+    __slots__ = ("round", "base", "span", "catch_up", "features", "proposal", "behind", "parents")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     SPAN_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +130,7 @@ class Draft(_message.Message):
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     PROPOSAL_FIELD_NUMBER: _ClassVar[int]
     BEHIND_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
     round: int
     base: int
     span: Tensor
@@ -133,7 +138,8 @@ class Draft(_message.Message):
     features: Features
     proposal: Proposal
     behind: int
-    def __init__(self, round: _Optional[int] = ..., base: _Optional[int] = ..., span: _Optional[_Union[Tensor, _Mapping]] = ..., catch_up: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., behind: _Optional[int] = ...) -> None: ...
+    parents: Tensor
+    def __init__(self, round: _Optional[int] = ..., base: _Optional[int] = ..., span: _Optional[_Union[Tensor, _Mapping]] = ..., catch_up: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., behind: _Optional[int] = ..., parents: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ()
@@ -154,7 +160,7 @@ class Opened(_message.Message):
     def __init__(self, session: _Optional[str] = ..., image_tokens: _Optional[int] = ..., prefix: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., cloud_us: _Optional[int] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("round", "accepted", "token", "cloud_us", "more", "guesses", "cloud_forwards", "stale")
+    __slots__ = ("round", "accepted", "token", "cloud_us", "more", "guesses", "cloud_forwards", "stale", "path")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +169,7 @@ class Verdict(_message.Message):
     GUESSES_FIELD_NUMBER: _ClassVar[int]
     CLOUD_FORWARDS_FIELD_NUMBER: _ClassVar[int]
     STALE_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     round: int
     accepted: int
     token: int
@@ -171,7 +178,8 @@ class Verdict(_message.Message):
     guesses: Tensor
     cloud_forwards: int
     stale: bool
-    def __init__(self, round: _Optional[int] = ..., accepted: _Optional[int] = ..., token: _Optional[int] = ..., cloud_us: _Optional[int] = ..., more: _Optional[_Union[Tensor, _Mapping]] = ..., guesses: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., stale: _Optional[bool] = ...) -> None: ...
+    path: Tensor
+    def __init__(self, round: _Optional[int] = ..., accepted: _Optional[int] = ..., token: _Optional[int] = ..., cloud_us: _Optional[int] = ..., more: _Optional[_Union[Tensor, _Mapping]] = ..., guesses: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., stale: _Optional[bool] = ..., path: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("cloud_forwards", "rounds", "judged", "accepted", "cloud_us")
