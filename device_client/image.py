@@ -21,8 +21,6 @@ from device_client.pacing import Situation, pace, pacing_for
 from device_client.policy import Policy
 from device_client.progress import Counters, Progress, Source, Trip
 from device_client.rounds import Round, weigh
-from device_client.shape import Tree
-from device_client.tree import grow
 from shared.errors import (
     CiarError,
     CloudUnreachable,
@@ -166,7 +164,10 @@ class Image:
         "all of it is accepted" less likely than the floor.
         """
         if self.policy.tree is not None:
-            return self._grow(step, self.policy.tree)
+            with self._timed("device_s"):
+                self._round.grow(self._drafter, step, self._end, self.size, self.policy.tree)
+            self._ahead += [node.token for node in self._round.span]  # one column each, not one place
+            return True
         current, place, floor = self._round, self._end, self.policy.adaptive_floor
         token, chance = self._weighed(step, place)
         current.span.append(replace(step, token=token))
@@ -174,14 +175,6 @@ class Image:
         self._ahead.append(token)
         full = len(current.span) == self.policy.span or self._end == self.size
         return full or (floor is not None and current.chance < floor)
-
-    def _grow(self, step: Step, shape: Tree) -> bool:
-        """Make the span a tree; it ends there."""
-        with self._timed("device_s"):
-            span, self._round.parents = grow(self._drafter, step, self._end, self.size, shape)
-        self._round.span = span
-        self._ahead += [node.token for node in span]  # one column each, not one place
-        return True
 
     def draft(self) -> Draft:
         """One round to send: what was kept since the last one, with its features, and the span."""

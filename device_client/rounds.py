@@ -13,6 +13,8 @@ import numpy as np
 
 from device_client.drafter import Drafter, Step
 from device_client.progress import Trip
+from device_client.shape import Tree
+from device_client.tree import grow
 from shared.messages import Draft, Features, Proposal, Tokens, Verdict, no_tokens
 
 # What a guess of the cloud's says about the device's own draft, at the first place behind a correction, at
@@ -50,6 +52,10 @@ class Round:
     def untouched(self) -> bool:
         """Whether nothing was drawn for it yet."""
         return self.assumed is None and not self.kept and not self.span
+
+    def grow(self, drafter: Drafter, step: Step, place: int, end: int, shape: Tree) -> None:
+        """Make the span a tree, from a step at its first place."""
+        self.span, self.parents = grow(drafter, step, place, end, shape)
 
     def draft(self, number: int, end: int, behind: int | None, drafter: Drafter | None) -> Draft:
         """The message: `end` is the place behind the span; without a drafter, features stay at home."""

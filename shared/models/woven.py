@@ -56,7 +56,7 @@ def weave(window: Window, weaves: Sequence[Weave | None]) -> Window:
     for row, own in enumerate(weaves):
         if own is not None:
             indices = [min(index, len(own.turns) - 1) for index in range(length)]
-            turns_BT[row] = torch.tensor([own.turns[index] for index in indices])
+            turns_BT[row] = torch.tensor([own.turns[index] for index in indices], device=turns_BT.device)
             for token, index in enumerate(indices):
                 hidden_BTS[row, token, [position - window.first for position in own.hidden[index]]] = True
-    return Woven.of(window, turns_BT, hidden_BTS)
+    return Woven.of(window, turns_BT, hidden_BTS.to(turns_BT.device))
