@@ -355,7 +355,7 @@ def test_a_watched_picture_stays_in_the_terminal(alone: Run, monkeypatch: pytest
         ("--gate soft", "softmax"),
         ("--pre", "--prefix-rate"),
         ("s", "serve"),
-        ("serve --ht", "--http-port"),
+        ("serve --http-p", "--http-port"),
         ("serve --prom", ""),
     ],
 )
