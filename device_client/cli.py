@@ -22,13 +22,13 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, Settings
 
 from device_client import completion, gateway, render
 from device_client.draw import Upstream
-from device_client.identity import read_identity
+from device_client.identity import check_pair, read_identity
 from device_client.policy import MODES
 from device_client.terminal import Order, Terminal
 from device_client.wish import Wish, complaint, make_plan, release
 from shared.decoding.acceptance import RULES
 from shared.decoding.gates import GATES
-from shared.errors import CiarError, CloudUnreachable, Overloaded, SessionLost
+from shared.errors import CiarError, CloudUnreachable, Overloaded, Refused, SessionLost
 from shared.logs import LogFormat, log_to_stderr
 from shared.models.zoo import DevicePackage, load_device_package
 
@@ -150,6 +150,8 @@ class Serve(Options):
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     http_port: int = Field(8080, ge=0, le=65535, description="port: 0 to 65535, 0 takes a free one")
+    http_tls_cert: Path | None = Field(None, description="PEM certificate, with --http-tls-key")
+    http_tls_key: Path | None = Field(None, description="PEM key of --http-tls-cert")
 
 
 def main() -> int:
@@ -166,6 +168,8 @@ def main() -> int:
         return _draw(_parse(Draw, args))
     except Misuse as error:
         return _fail(f"error: {error}", 2)
+    except Refused as error:  # no repetition helps
+        return _fail(f"error: {error}", 1)
     except (CloudUnreachable, SessionLost, Overloaded) as error:
         return _fail(f"error: {error}", 3)
     except CiarError as error:
@@ -180,16 +184,18 @@ def _fail(line: str, status: int) -> int:
 
 
 def _serve(options: Serve) -> int:
+    pair = options.http_tls_cert, options.http_tls_key
+    check_pair(*pair, "--http-tls-cert", "--http-tls-key")
     package = options.package()
     app = gateway.create_app(package, options.upstream())
     listening = gateway.listen(options.host, options.http_port)
     host = f"[{options.host}]" if ":" in options.host else options.host
     port = listening.getsockname()[1]
     cloud = options.server or "no cloud, device-only"
-    print(f"{PROGRAM}: serving {package.name} at http://{host}:{port} ({cloud})", flush=True)
+    print(f"{PROGRAM}: serving {package.name} at http{'s' * any(pair)}://{host}:{port} ({cloud})", flush=True)
     # To be stopped is no failure. The service drains first, then raises the signal again.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    gateway.serve(app, listening)
+    gateway.serve(app, listening, *pair)
     return 0
 
 

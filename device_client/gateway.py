@@ -6,6 +6,7 @@ Wires the handlers together and answers who asks for its health. Knows nothing o
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -112,7 +113,11 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(app: FastAPI, listening: socket.socket) -> None:
+def serve(
+    app: FastAPI, listening: socket.socket, cert: Path | None = None, key: Path | None = None
+) -> None:
     """Serve until SIGINT or SIGTERM; running requests then get GRACE_S seconds."""
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_S)
+    config = uvicorn.Config(
+        app, log_level="warning", timeout_graceful_shutdown=GRACE_S, ssl_certfile=cert, ssl_keyfile=key
+    )
     uvicorn.Server(config).run(sockets=[listening])

@@ -36,13 +36,11 @@ def read_identity(  # noqa: PLR0913 - each is an option of the command line
 
     Raises InvalidRequest naming the flag for what does not work; a token is never shown.
     """
-    if (cert is None) != (key is None):
-        given, missing = ("--tls-cert", "--tls-key") if key is None else ("--tls-key", "--tls-cert")
-        raise InvalidRequest(f"{given} needs {missing}", "a certificate and its key belong together")
+    check_pair(cert, key, "--tls-cert", "--tls-key")
     authority = None if ca is None else _read("--tls-ca", ca)
     public = None if cert is None else _read("--tls-cert", cert)
     private = None if key is None else _read("--tls-key", key)
-    _try_out(authority, cert, key)
+    _check_authority(authority)
     secret = variable if token_file is None else _read("--token-file", token_file).decode("utf-8", "replace")
     token = secret.strip() if secret else ""
     if (token or token_file) and not _TOKEN.fullmatch(token):
@@ -52,6 +50,22 @@ def read_identity(  # noqa: PLR0913 - each is an option of the command line
     return Identity(encrypted, authority, public, private, token or None)
 
 
+def check_pair(cert: Path | None, key: Path | None, cert_flag: str, key_flag: str) -> None:
+    """Raise InvalidRequest unless both flags are unset, or name a certificate and the key of it."""
+    if cert is None and key is None:
+        return
+    if cert is None or key is None:
+        given, missing = (cert_flag, key_flag) if key is None else (key_flag, cert_flag)
+        raise InvalidRequest(f"{given} needs {missing}", "a certificate and its key belong together")
+    _read(cert_flag, cert)
+    _read(key_flag, key)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(cert, key, password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        what = f"{cert_flag} {cert} and {key_flag} {key} do not work"
+        raise InvalidRequest(what, "a PEM certificate and the unencrypted key of it are expected") from error
+
+
 def _read(flag: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -59,17 +73,12 @@ def _read(flag: str, path: Path) -> bytes:
         raise InvalidRequest(f"{flag} {path} cannot be read", str(error.strerror)) from None
 
 
-def _try_out(authority: bytes | None, cert: Path | None, key: Path | None) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+def _check_authority(authority: bytes | None) -> None:
     try:
         if authority is not None:
-            context.load_verify_locations(cadata=authority.decode("ascii"))
-        if cert is not None:
-            context.load_cert_chain(cert, key, password=_no_password)
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=authority.decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
-        what = "the files of --tls-ca, --tls-cert and --tls-key do not work"
-        why = "PEM is expected, and an unencrypted key that fits its certificate"
-        raise InvalidRequest(what, why) from error
+        raise InvalidRequest("the file of --tls-ca does not work", "PEM certificates are expected") from error
 
 
 def _no_password() -> str:

@@ -115,7 +115,7 @@ def test_certificates_that_do_not_work_are_named(files: Files, strange: Files, t
         with pytest.raises(InvalidRequest, match=says):
             read_tls(cert, key, ca)
     for ca, cert, key, says in (
-        (junk, None, None, "do not work"),
+        (junk, None, None, "does not work"),
         (tmp_path / "none", None, None, "--tls-ca"),
         (None, files.device_cert, strange.device_key, "do not work"),
         (None, files.device_cert, None, "--tls-cert needs --tls-key"),

@@ -146,7 +146,7 @@ def test_every_option_arrives(run: Run, model: str, server: str) -> None:
     options = (
         "--gate entropy --threshold -0.5 --span adaptive --prefix-rate 0.25 --acceptance greedy --seed 9 "
         "--guidance 2 --temperature 0.9 --top-k 7 --top-p 0.8 --deadline-s 9 --retry-s 1 --threads 1 "
-        "--in-flight 3 --max-forwards 2 --guesses"
+        "--in-flight 3 --max-forwards 2 --guesses --offline finish"
     )
     ran = run("--prompt", "cat", "--server", server, "--model", model, "--json", *options.split())
     settings = json.loads(ran.out)["settings"]
@@ -154,6 +154,7 @@ def test_every_option_arrives(run: Run, model: str, server: str) -> None:
     policy = settings["policy"]
     assert (policy["gate"], policy["threshold"], policy["acceptance"]) == ("entropy", -0.5, "greedy")
     assert (policy["in_flight"], policy["max_forwards"], policy["guesses"]) == (3, 2, True)
+    assert policy["offline"] == "finish"
     assert (policy["prefix_rate"], settings["seed"]) == (0.25, 9) and policy["adaptive_floor"] > 0
 
 
@@ -371,7 +372,7 @@ def test_a_watched_picture_stays_in_the_terminal(alone: Run, monkeypatch: pytest
         ("--gate soft", "softmax"),
         ("--pre", "--prefix-rate"),
         ("s", "serve"),
-        ("serve --ht", "--http-port"),
+        ("serve --http-p", "--http-port"),
         ("serve --prom", ""),
     ],
 )
