@@ -25,7 +25,7 @@ _DEADLINE_S = 120.0
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """One round as it went: `think_s` is what the device needed to draw it."""
+    """One round as it went. `think_s`: the processor seconds the device drew for, however busy it was."""
 
     draft: Draft
     verdict: Verdict
@@ -83,18 +83,18 @@ class _Recorder:
     async def open(self, order: Open) -> Opened:
         """Note the order and its answer."""
         self._order, self._opened = order, await self._link.open(order)
-        self._answered_s = time.perf_counter()
+        self._answered_s = time.thread_time()
         return self._opened
 
     async def send(self, draft: Draft) -> None:
         """Note the draft and how long it took."""
-        self._draft, self._think_s = draft, time.perf_counter() - self._answered_s
+        self._draft, self._think_s = draft, time.thread_time() - self._answered_s
         await self._link.send(draft)
 
     async def receive(self) -> Verdict:
         """Note the verdict."""
         verdict = await self._link.receive()
-        self._answered_s = time.perf_counter()
+        self._answered_s = time.thread_time()
         self._turns.append(Turn(self._draft, verdict, self._think_s))
         return verdict
 
