@@ -75,7 +75,7 @@ SCD = _alone("SCD, window 16", "jacobi", 16)
 SJD = _alone("SJD, window 16", "sjd", 16)
 PARALLEL = _alone("row-parallel, 4 behind", "rows", 4)
 EAGLE = _tree("EAGLE-2, 60 nodes", 60, 10, 6)
-# A sixteenth of the codebook, as LANTERN's 1,000 of 16,384; with its delta of 0.1 nothing would be relaxed here.
+# A sixteenth of the codebook, as LANTERN's 1,000 of 16,384; a delta of 0.1 would relax nothing here.
 _RELAXED = MappingProxyType({"acceptance": "relaxed", "relaxation": Relaxation(64, 0.4)})
 LANTERN = Row("LANTERN, span 5", "exact", MappingProxyType({**_PLAIN, "span": 5, **_RELAXED}))
 LANTERN_TREE = Row("LANTERN, 60 nodes", "exact", MappingProxyType({"tree": Tree(60, 10, 6), **_RELAXED}))
