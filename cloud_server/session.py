@@ -21,7 +21,7 @@ from shared.errors import InvalidDraft
 from shared.messages import Draft, Features, Open, Proposal, Tokens, Usage, Verdict, no_tokens
 
 NEEDS_PROPOSAL = frozenset({"rejection"})
-JUDGES_TREES = frozenset({"coupled", "greedy"})
+JUDGES_TREES = frozenset({"coupled", "greedy", "relaxed"})
 # Void drafts per token of the image: each round may have a few behind it, and every round brings a token.
 _MOST_VOIDS = 8
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from evaluation import columns as c
 from evaluation.comparison import Line, Matched, TableSpec
-from evaluation.policies import BASE, CIAR, EAGLE, EXACT, PARALLEL, SCD, SJD, Row
+from evaluation.policies import BASE, CIAR, EAGLE, EXACT, LANTERN, LANTERN_TREE, PARALLEL, SCD, SJD, Row
 
 EQUAL_BUDGET = 0.30  # cloud forwards per token at which gates are compared
 LINKS = ("5g", "wifi", "4g")
@@ -51,8 +51,8 @@ MAIN = TableSpec(
         Line("CoDe 0.3", CODE, _speed("2.04", "2.73", "30.0")),
         Line("speculation, span 5", SPECULATION),
         Line("EAGLE-2", EAGLE, _speed("1.02", "1.16", "87.0")),
-        Line("LANTERN", None, _speed("1.66", "2.01", "50.1"), why=NOT_BUILT),
-        Line("LANTERN on the tree", None, why=NOT_BUILT),
+        Line("LANTERN", LANTERN, _speed("1.66", "2.01", "50.1")),
+        Line("LANTERN on the tree", LANTERN_TREE),
         Line("Entropy-Lens", Matched("entropy", EQUAL_BUDGET), _speed("1.70", "2.05", "52.3")),
         Line("SCD (cloud alone)", SCD),
         Line("SJD (cloud alone)", SJD),
@@ -79,8 +79,8 @@ JUDGED = TableSpec(
         Line("device only", DEVICE_ONLY),
         Line("CoDe 0.3", CODE),
         Line("speculation, span 5", SPECULATION),
-        Line("LANTERN", why=NOT_BUILT),
-        Line("LANTERN on the tree", why=NOT_BUILT),
+        Line("LANTERN", LANTERN),
+        Line("LANTERN on the tree", LANTERN_TREE),
         Line("SJD (cloud alone)", SJD),
         Line("row-parallel (cloud alone)", PARALLEL),
         Line("exact (ours)", EXACT[0]),
@@ -190,7 +190,7 @@ LINKED = TableSpec(
         for link in LINKS
         for name, row in (
             ("base", BASE),
-            ("LANTERN", None),
+            ("LANTERN", LANTERN),
             ("SCD", SCD),
             ("row-parallel", PARALLEL),
             ("exact", EXACT[0]),

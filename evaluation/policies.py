@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from device_client.policy import Policy, policy_for
 from device_client.shape import Tree
+from shared.decoding.acceptance import Relaxation
 from shared.decoding.calibration import Calibration
 
 PROMPTS = (
@@ -74,6 +75,10 @@ SCD = _alone("SCD, window 16", "jacobi", 16)
 SJD = _alone("SJD, window 16", "sjd", 16)
 PARALLEL = _alone("row-parallel, 4 behind", "rows", 4)
 EAGLE = _tree("EAGLE-2, 60 nodes", 60, 10, 6)
+# A sixteenth of the codebook, as LANTERN's 1,000 of 16,384; a delta of 0.1 would relax nothing here.
+_RELAXED = MappingProxyType({"acceptance": "relaxed", "relaxation": Relaxation(64, 0.4)})
+LANTERN = Row("LANTERN, span 5", "exact", MappingProxyType({**_PLAIN, "span": 5, **_RELAXED}))
+LANTERN_TREE = Row("LANTERN, 60 nodes", "exact", MappingProxyType({"tree": Tree(60, 10, 6), **_RELAXED}))
 RIVALS = (
     SCD,
     _alone("SCD, window 32", "jacobi", 32),
@@ -81,6 +86,8 @@ RIVALS = (
     _alone("SJD, window 32", "sjd", 32),
     EAGLE,
     _tree("EAGLE-2, 24 nodes", 24, 4, 10),
+    LANTERN,
+    LANTERN_TREE,
     _alone("row-parallel, 8 behind", "rows", 8),
     PARALLEL,
     _alone("row-parallel, 2 behind", "rows", 2),

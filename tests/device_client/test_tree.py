@@ -20,6 +20,7 @@ from device_client.owned import Owned
 from device_client.policy import Policy, policy_for
 from device_client.shape import Tree
 from device_client.tree import grow
+from shared.decoding.acceptance import Relaxation
 from shared.decoding.tree import ancestors
 from shared.errors import CiarError, InvalidRequest
 from shared.messages import Draft, Open, Opened, Usage, Verdict
@@ -228,3 +229,13 @@ def test_a_path_that_cannot_be_is_nonsense(accepted: int, path: tuple[int, ...])
     owned.pending.append(Draft(1, 0, np.array((4, 5, 6), dtype=np.int32), parents=parents))
     with pytest.raises(CiarError, match="path"):
         owned.settle(Verdict(1, accepted, 3, 0.0, path=np.array(path, dtype=np.int32)))
+
+
+async def test_relaxed_trees_strike_further(package: DevicePackage, server: CloudServer) -> None:
+    """LANTERN on the tree: a child near the token drawn stands as well."""
+    strict = await run(package, REQUEST, with_tree(package, Tree(8, 2, 4)), server)
+    relaxation = Relaxation(31, 1.0)  # any code may stand in
+    policy = with_tree(package, Tree(8, 2, 4), acceptance="relaxed", relaxation=relaxation)
+    image = await run(package, REQUEST, policy, server)
+    assert image.counters.cloud_forwards < strict.counters.cloud_forwards
+    assert image.tokens != strict.tokens
