@@ -134,9 +134,9 @@ async def run(server: ServerProcess, scripts: Sequence[Script], plan: Plan) -> A
 
 
 async def _reach(crowd: _Crowd, images: float) -> None:
-    """Wait for so many finished images, killing on the way."""
-    waited_s, before = 0.0, crowd.count(_DONE)
-    while (done := crowd.count(_DONE)) < images:
+    """Wait for so many finished images, and for the kills that are due by then."""
+    waited_s, before, due = 0.0, crowd.count(_DONE), int(images // crowd.plan.kill_every)
+    while (done := crowd.count(_DONE)) < images or crowd.killed < due:
         crowd.check()
         if done // crowd.plan.kill_every > crowd.killed:
             crowd.kill_one()
