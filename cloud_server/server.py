@@ -101,7 +101,7 @@ class CloudServer:
         self._about = {"version": settings.version, "model": cloud.name, "digest": cloud.digest}
         self._guard = Guard(settings.tokens, health_too=settings.health_needs_token)
         self._admission = Admission(settings.doors)
-        self._service = CiarService(self._house(engine))
+        self.service = CiarService(self._house(engine))
         self._page: OperationsPage | None = None
         self._watching: asyncio.Task[None] | None = None
         self._seen_s = time.monotonic()  # when the event loop was last seen alive
@@ -119,7 +119,7 @@ class CloudServer:
             log.info("compiled for %d shapes in %.1f s", shapes, time.perf_counter() - began)
         self._health = health.aio.HealthServicer()
         self._grpc = grpc.aio.server(interceptors=[self._guard], options=_options(settings))
-        rpc.add_CiarServiceServicer_to_server(self._service, self._grpc)
+        rpc.add_CiarServiceServicer_to_server(self.service, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
@@ -142,7 +142,7 @@ class CloudServer:
         self._stopping = True
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.create_task(self._grpc.stop(grace_s + _FAREWELL_S))
-        await self._service.drain(grace_s)
+        await self.service.drain(grace_s)
         await self._grpc.stop(_FAREWELL_S)  # sooner than above: who only watches our health holds nobody up
         await stopping
         if self._watching is not None:
@@ -200,11 +200,11 @@ class CloudServer:
         for name in ("", SERVICE):
             await self._health.set(name, status.SERVING if self._serving else status.NOT_SERVING)
         if problem is None:
-            self._service.welcome()
+            self.service.welcome()
             return
         log.error("the engine is dead: %s", problem)
         if self._scheduler.stuck:
-            self._service.abandon(SessionLost("the engine is dead", problem, "resume on another server"))
+            self.service.abandon(SessionLost("the engine is dead", problem, "resume on another server"))
 
     def _state(self) -> State:
         """Asked by the operations page, from its thread."""

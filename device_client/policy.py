@@ -269,10 +269,6 @@ def _calibrated(calibration: Calibration | None, gate: str) -> bool:
     return calibration is not None and gate in calibration.gates
 
 
-def _is_calibrated(calibration: Calibration | None) -> bool:
-    return calibration is not None and DEFAULT_GATE in calibration.gates
-
-
 def _table(calibration: Calibration | None, gate: str) -> GateTable:
     if calibration is None:
         raise InvalidRequest(f"gate {gate!r} needs a calibration", "it turns scores into probabilities")

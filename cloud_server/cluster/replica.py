@@ -67,7 +67,7 @@ class Replica:
         torch.set_num_threads(threads)
         settings = Settings(max_sessions=max_sessions)
         self.server = CloudServer(load_cloud(model, Path(models)), settings)  # never started: Ray listens
-        self._service = self.server._service
+        self._service = self.server.service
 
     async def GetInfo(self, request: pb.GetInfoRequest) -> pb.GetInfoResponse:
         """What every replica serves, and the limits of each."""

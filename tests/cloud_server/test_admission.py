@@ -162,10 +162,10 @@ async def test_who_leaves_while_the_prompt_is_read_takes_no_slot(
         async with dial(server) as other:
             gone = RawDevice(other)
             await gone.send(order(cloud, 100 + others))
-            await eventually(lambda: len(server._service._running) == 1 + others)
+            await eventually(lambda: len(server.service._running) == 1 + others)
             await eventually(lambda: 100 in begun)
             await leaves(gone, other, way)
-            await eventually(lambda: len(server._service._running) == others, 1.0)
+            await eventually(lambda: len(server.service._running) == others, 1.0)
         gate.set()
         assert len(await asyncio.wait_for(RawDevice(channel).open(order(cloud)), 2)) == 1
         assert (100 + others in begun) == (others == 0)
@@ -216,7 +216,7 @@ async def test_streams_that_never_open_are_bounded(cloud: CloudModel) -> None:
         silent = [RawDevice(channel) for _ in range(68)]
         for device in silent:
             await device.call.wait_for_connection()
-        await eventually(lambda: len(server._service._running) == 68)
+        await eventually(lambda: len(server.service._running) == 68)
         late = RawDevice(channel)
         with pytest.raises(Overloaded, match=r"too many open streams.*68"):
             await late.receive()
