@@ -16,8 +16,9 @@ from device_client.loop import decode
 from device_client.owned import Owned
 from device_client.policy import Policy
 from evaluation.mangled import said
+from evaluation.relay import Relay
 from shared.errors import CiarError, Overloaded
-from shared.messages import Draft, Open, Opened, Usage, Verdict
+from shared.messages import Draft, Open, Opened, Verdict
 from shared.models.zoo import DevicePackage
 
 _DEADLINE_S = 120.0
@@ -52,33 +53,13 @@ class Script:
         return Script(order, replace(self.opened, prefix=self.opened.prefix[:0]), kept)
 
 
-class _Recorder:
+class _Recorder(Relay):
     """A `Cloud` that notes what passes. One round in flight at a time."""
 
     def __init__(self, link: CloudLink) -> None:
-        self._link = link
+        super().__init__(link)
         self._turns: list[Turn] = []
         self._answered_s = 0.0
-
-    @property
-    def bytes_up(self) -> int:
-        """Of the link."""
-        return self._link.bytes_up
-
-    @property
-    def bytes_down(self) -> int:
-        """Of the link."""
-        return self._link.bytes_down
-
-    @property
-    def resumes(self) -> int:
-        """Of the link."""
-        return self._link.resumes
-
-    @property
-    def answered(self) -> bool:
-        """Of the link."""
-        return self._link.answered
 
     async def open(self, order: Open) -> Opened:
         """Note the order and its answer."""
@@ -97,10 +78,6 @@ class _Recorder:
         self._answered_s = time.thread_time()
         self._turns.append(Turn(self._draft, verdict, self._think_s))
         return verdict
-
-    async def finish(self) -> Usage:
-        """Pass it on."""
-        return await self._link.finish()
 
     def script(self) -> Script:
         """All of it."""

@@ -15,6 +15,7 @@ from device_client.link import CloudLink
 from device_client.loop import decode
 from device_client.policy import Policy
 from device_client.progress import Progress
+from evaluation.relay import Relay
 from shared.messages import Draft, Open, Opened, Usage, Verdict
 from shared.models.zoo import DevicePackage
 
@@ -24,7 +25,7 @@ Hook = Callable[[str], Awaitable[None]]
 ROUND = 2  # stages of a round are those of this one, the first being 0
 
 
-class Staged:
+class Staged(Relay):
     """A `Cloud` that tells `at` which stage begins, and goes on when `at` returns.
 
     opening         connected or not, the order has not been sent
@@ -36,27 +37,8 @@ class Staged:
     """
 
     def __init__(self, link: CloudLink, at: Hook) -> None:
-        self._link, self._at, self._round = link, at, -1
-
-    @property
-    def bytes_up(self) -> int:
-        """Of the link."""
-        return self._link.bytes_up
-
-    @property
-    def bytes_down(self) -> int:
-        """Of the link."""
-        return self._link.bytes_down
-
-    @property
-    def resumes(self) -> int:
-        """Of the link."""
-        return self._link.resumes
-
-    @property
-    def answered(self) -> bool:
-        """Of the link."""
-        return self._link.answered
+        super().__init__(link)
+        self._at, self._round = at, -1
 
     async def open(self, order: Open) -> Opened:
         """Stages opening and prefix."""
