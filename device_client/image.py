@@ -21,14 +21,7 @@ from device_client.pacing import Situation, pace, pacing_for
 from device_client.policy import Policy
 from device_client.progress import Counters, Progress, Source, Trip
 from device_client.rounds import Round, weigh
-from shared.errors import (
-    CiarError,
-    CloudUnreachable,
-    InvalidRequest,
-    ModelMismatch,
-    Overloaded,
-    Refused,
-)
+from shared.errors import CiarError, CloudUnreachable, InvalidRequest, ModelMismatch, Overloaded, Refused
 from shared.messages import Draft, Open, Opened, Verdict
 from shared.models.zoo import DevicePackage
 
@@ -63,14 +56,8 @@ class Image:
         self._started_s = time.perf_counter()
         self._before = self._traffic()
         with self._timed("device_s"):
-            self._drafter = Drafter(
-                package,
-                request.prompt,
-                request.seed,
-                request.warp,
-                gate=policy.gate,
-                acceptance=policy.acceptance,
-            )
+            how = {"gate": policy.gate, "acceptance": policy.acceptance}
+            self._drafter = Drafter(package, request.prompt, request.seed, request.warp, **how)
 
     @property
     def done(self) -> bool:

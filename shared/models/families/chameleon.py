@@ -6,20 +6,15 @@ Sources: Chameleon Team (2024), Chern et al., "Anole" (2024), and their public c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.config import TransformerConfig, from_dict, to_dict
 from shared.decoding.warp import Warp
-from shared.models.family import ImageModel
-from shared.models.text import check_length
-from shared.models.tokenizer import FolderTokenizer, check_count
-from shared.models.transformer import Transformer
+from shared.models.families.marked import MarkedModel
+from shared.models.tokenizer import check_count
 
 
 @dataclass(frozen=True)
@@ -31,39 +26,15 @@ class Marks:
     image: int  # <racm3:break>: the image begins behind it
 
 
-class ChameleonModel(ImageModel):
+class ChameleonModel(MarkedModel[Marks]):
     """`gpt` has a head of image codes alone: restricting the logits to them is exact, and cheaper.
 
     A prompt is [<s>, text, end of turn, begin of image]; the unguided row is [<s>, begin of image].
     """
 
     family = "chameleon"
+    marks_class = Marks
     warp = Warp(guidance=3.0, temperature=0.7, top_p=0.9)
-
-    def __init__(self, config: TransformerConfig, marks: Marks, home: Path) -> None:
-        super().__init__()
-        self.config, self.marks, self.home = config, marks, home
-        self.tokenizer = FolderTokenizer(home, self.family)
-        self.gpt = Transformer(config)
-
-    @classmethod
-    def build(cls, config: dict[str, Any], home: Path) -> Self:
-        """As ImageModel; the tokenizer is read from `home` when the first prompt comes."""
-        shape = from_dict(TransformerConfig, config["transformer"])
-        return cls(shape, from_dict(Marks, config["marks"]), home)
-
-    def describe(self) -> dict[str, Any]:
-        """As ImageModel."""
-        shape, marks = to_dict(self.config), to_dict(self.marks)
-        return {"family": self.family, "transformer": shape, "marks": marks}
-
-    def with_layers(self, layers: int) -> Self:
-        """As ImageModel."""
-        return type(self)(replace(self.config, n_layer=layers), self.marks, self.home)
-
-    def check_prompt(self, prompt: str) -> None:
-        """Raise InvalidPrompt for an empty or overlong text."""
-        check_length(prompt)
 
     def starts(self, length: int) -> tuple[int, int]:
         """As ImageModel: the unguided row has two tokens, whatever the prompt."""

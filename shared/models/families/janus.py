@@ -6,19 +6,14 @@ Sources: Chen et al., "Janus-Pro" (2025), and its public code. Knows no weight f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from shared.config import TransformerConfig, from_dict, to_dict
 from shared.decoding.warp import Warp
-from shared.models.family import ImageModel
-from shared.models.text import check_length
-from shared.models.tokenizer import FolderTokenizer, check_count
-from shared.models.transformer import Transformer
+from shared.models.families.marked import MarkedModel
+from shared.models.tokenizer import check_count
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,7 @@ class Marks:
     image: int  # the image begins behind it
 
 
-class JanusModel(ImageModel):
+class JanusModel(MarkedModel[Marks]):
     """`gpt` has the rows of the text tokens for prompts alone; image codes never meet them.
 
     A prompt is [begin, a user's turn and the start of the answer, begin of image]. The unguided row has a
@@ -38,32 +33,8 @@ class JanusModel(ImageModel):
     """
 
     family = "janus"
+    marks_class = Marks
     warp = Warp(guidance=5.0)
-
-    def __init__(self, config: TransformerConfig, marks: Marks, home: Path) -> None:
-        super().__init__()
-        self.config, self.marks, self.home = config, marks, home
-        self.tokenizer = FolderTokenizer(home, self.family)
-        self.gpt = Transformer(config)
-
-    @classmethod
-    def build(cls, config: dict[str, Any], home: Path) -> Self:
-        """As ImageModel; the tokenizer is read from `home` when the first prompt comes."""
-        shape = from_dict(TransformerConfig, config["transformer"])
-        return cls(shape, from_dict(Marks, config["marks"]), home)
-
-    def describe(self) -> dict[str, Any]:
-        """As ImageModel."""
-        shape, marks = to_dict(self.config), to_dict(self.marks)
-        return {"family": self.family, "transformer": shape, "marks": marks}
-
-    def with_layers(self, layers: int) -> Self:
-        """As ImageModel."""
-        return type(self)(replace(self.config, n_layer=layers), self.marks, self.home)
-
-    def check_prompt(self, prompt: str) -> None:
-        """Raise InvalidPrompt for an empty or overlong text."""
-        check_length(prompt)
 
     def prompt_rows(self, prompt: str) -> Tensor:
         """Prefix rows [2, n, D].
