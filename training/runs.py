@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,18 +33,19 @@ class RunFolder:
 
         `config.json` records the config of the run and, as `settings`, the preset it names.
 
-        Raises InvalidRequest when the folder holds a run with another config.
+        Raises InvalidRequest naming the fields, when the folder holds a run with another config.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        record = {**asdict(config), "settings": asdict(settings)}
-        text = json.dumps(record, indent=1, default=str)
+        text = json.dumps({**asdict(config), "settings": asdict(settings)}, indent=1, default=str)
         saved = self.path / "config.json"
-        if saved.exists() and saved.read_text(encoding="utf-8") != text:
-            raise InvalidRequest(
-                f"{self.path} holds a run with another config",
-                "resuming needs the same one",
-                "choose another --out",
-            )
+        if saved.exists():
+            changed = list(_differences(json.loads(saved.read_text(encoding="utf-8")), json.loads(text)))
+            if changed:
+                raise InvalidRequest(
+                    f"{self.path} holds a run with another config: {'; '.join(changed)}",
+                    "resuming needs the same one",
+                    "choose another --out",
+                )
         saved.write_text(text, encoding="utf-8")
         return self.state() if (self.path / "state.pt").exists() else None
 
@@ -70,6 +71,17 @@ class RunFolder:
     def grid(self, name: str, images_BHW3: Tensor, columns: int) -> None:
         """Write uint8 images as one PNG grid."""
         save_grid(self.path / f"{name}.png", images_BHW3, columns)
+
+
+def _differences(saved: dict[str, Any], given: dict[str, Any], inside: str = "") -> Iterator[str]:
+    """Fields that both configs have and whose values differ. A field the saved one lacks is younger than the
+    run: its default leaves the run as it was."""
+    for name in (name for name in given if name in saved):
+        before, now, path = saved[name], given[name], f"{inside}{name}"
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _differences(before, now, f"{path}.")
+        elif before != now:
+            yield f"{path} was {before!r}, is {now!r}"
 
 
 class SilentFolder(RunFolder):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-import torch
 
 from cloud_server.engine import Engine
 from cloud_server.server import CloudServer, Settings, running
@@ -19,7 +18,6 @@ from tests.tiny import build_tiny_model
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder, T = 16."""
-    torch.set_num_threads(1)
     return build_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 

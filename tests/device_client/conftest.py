@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from cloud_server.server import CloudServer, Settings, running
 from device_client import jobs
@@ -19,7 +18,6 @@ from tests.tiny import build_tiny_model
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model folder, T = 64."""
-    torch.set_num_threads(1)
     return str(build_tiny_model(tmp_path_factory.mktemp("tiny"), grid=GRID))
 
 

@@ -104,7 +104,6 @@ class Pair:
 
 @pytest.fixture(params=FAMILIES)
 def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
-    torch.set_num_threads(1)
     monkeypatch.setattr(T5Captions, "features", features)
     monkeypatch.setattr(ChameleonModel, "prompt_ids", letters)
     write, prompts = FAMILIES[request.param]

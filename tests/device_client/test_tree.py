@@ -42,7 +42,6 @@ SHAPES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.set_num_threads(1)
     return str(build_tiny_model(tmp_path_factory.mktemp("tiny"), grid=6))
 
 

@@ -136,8 +136,21 @@ def test_polishing_a_decoder_keeps_the_tokens(artwork: Path, runs: Path, tmp_pat
 
 def test_a_run_folder_refuses_other_settings(artwork: Path, runs: Path) -> None:
     run = replace(device_run(artwork, runs), steps=5)
-    with pytest.raises(InvalidRequest, match="another config"):
+    with pytest.raises(InvalidRequest, match=r"another config: steps was .*, is 5\."):
         DeviceTrainer(run)
+
+
+def test_a_run_resumes_after_a_field_was_added_to_its_config(
+    artwork: Path, runs: Path, tmp_path: Path
+) -> None:
+    """A field that is younger than the run has its default, which leaves the run as it was."""
+    run = replace(device_run(artwork, runs), out=tmp_path)
+    DeviceTrainer(run)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["seed"], saved["settings"]["model"]["head_hidden"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    DeviceTrainer(run)
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == run.seed
 
 
 def test_a_device_needs_the_captions_of_its_cloud(artwork: Path, runs: Path) -> None:
