@@ -20,12 +20,13 @@ from torch.nn import functional as F
 from shared.decoding.noise import gumbel
 from shared.decoding.warp import Warp, log_probs
 from shared.errors import InvalidRequest
-from shared.models.checkpoint import load_vq, save_model
+from shared.models.checkpoint import load_model, load_vq, save_model
 from shared.models.families.emoji import EmojiModel
 from shared.models.family import ImageModel
 from shared.models.kv_cache import KVCache, cache_window
 from shared.models.text import split_words
 from shared.models.vq import VQModel, to_pixels
+from training.carry import carry_over, seen_together
 from training.data import keyed_generator
 from training.engine import Engine
 from training.forcing import caption_rows, prompt_weights, teacher_forced_hidden
@@ -56,6 +57,7 @@ class BaseRun:
     matrix_rate: float = 1e-2
     cooldown: int = 0  # last steps over which the rates fall; 0: they fall from the first step on
     start_from: Path | None = None  # run folder whose weights, optimisers and step a new run takes over
+    grown_from: Path | None = None  # model folder whose cloud knows other words or draws with other codes
     corruption: float = 0.12  # each row corrupts a share U(0, corruption) of its input tokens
     average: float = 0.995
     seed: int = 0
@@ -173,6 +175,8 @@ class BaseTrainer:
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
         self.model = EmojiModel(chosen.model, self.scenes.vocabulary())
         initialise(self.model)
+        if run.grown_from and not (run.out / "state.pt").exists():
+            self._grow(run.grown_from)
         self.lesson = self.engine.wrap(BaseLesson(self.model, self.engine))
         self.learner = Learner(self.model, optimizers(self.model, run.rate, run.matrix_rate), run.average)
         with self.engine.first_in_turn():
@@ -182,6 +186,14 @@ class BaseTrainer:
         if state:
             self.learner.restore(state)
         self.batches = scene_batches(self.scenes, self.learner.step, run.batch, self.engine)
+
+    def _grow(self, folder: Path) -> None:
+        older, old_tokenizer = load_model(folder / "cloud"), load_vq(folder / "vq")
+        if not isinstance(older, EmojiModel):
+            raise InvalidRequest(f"{folder} holds a {older.family} model", "a base grows from emoji ones")
+        batches = (SceneBatch.of([self.scenes[i] for i in range(at, at + 16)]) for at in range(0, 768, 16))
+        carry_over(self.model, older, seen_together(self.tokenizer.cpu(), old_tokenizer, batches))
+        self.tokenizer.to(self.engine.device)
 
     def save(self) -> None:
         """Write everything a resumed run needs."""

@@ -56,6 +56,9 @@ class Base(PlacedRun):
     steps: int = Field(3000, description="optimiser steps", gt=0)
     cooldown: int = Field(0, description="last steps over which the rates fall; 0: over all of them", ge=0)
     start_from: Path | None = Field(None, description="run whose checkpoint a new run starts from")
+    grown_from: Path | None = Field(
+        None, description="model folder of other words or codes whose cloud a new run grows from"
+    )
 
     def run(self) -> None:
         """Train, then export `OUT/cloud`."""

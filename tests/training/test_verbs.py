@@ -16,10 +16,12 @@ from shared.errors import InvalidRequest
 from shared.models.checkpoint import digest, load_device, load_model, load_vq
 from shared.models.zoo import BRIDGE, load_cloud, load_device_package
 from training.base import BaseRun, BaseTrainer, falling, require_words
+from training.carry import seen_together
 from training.cli import main
 from training.data import load_pictures
 from training.device import DeviceRun, DeviceTrainer
 from training.inter_dro import InterDRO, inter_dro
+from training.loading import SceneBatch
 from training.presets import preset
 from training.scenes import Scenes
 from training.tokenizer import TokenizerRun, TokenizerTrainer, flat_cells, spherical_kmeans
@@ -116,6 +118,26 @@ def test_rates_fall_over_all_steps_or_over_the_last() -> None:
     assert falling([1.0], 900, 1000, 200) == [pytest.approx(0.51)]
     assert falling([2.0], 1000, 1000, 200) == [pytest.approx(0.04)]
     assert falling([1.0], 24, 1000, 200) == [pytest.approx(0.5)]
+
+
+def test_a_base_grown_from_itself_begins_where_it_stood(artwork: Path, runs: Path, tmp_path: Path) -> None:
+    """With its own tokenizer every code meets itself alone, so that all it saw is carried over as it was."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "cloud").symlink_to(runs / "base/cloud")
+    (folder / "vq").symlink_to(runs / "tokenizer/vq")
+    run = BaseRun(artwork, folder / "vq", tmp_path / "grown", preset="tiny", steps=1, grown_from=folder)
+    trainer = BaseTrainer(run)
+    older = load_model(folder / "cloud").state_dict()
+    tokenizer = load_vq(folder / "vq")
+    seen = seen_together(tokenizer, tokenizer, [SceneBatch.of([trainer.scenes[i] for i in range(16)])])
+    assert torch.equal(seen, seen.diag().diag()) and seen.sum() == 16 * 256
+    for name, value in trainer.model.state_dict().items():
+        if name in ("gpt.tok_embeddings.weight", "gpt.output.weight"):
+            met = seen.diag() > 0
+            torch.testing.assert_close(value[met], older[name][met])
+        else:
+            assert torch.equal(value, older[name]), name
 
 
 def test_polishing_a_decoder_keeps_the_tokens(artwork: Path, runs: Path, tmp_path: Path) -> None:
