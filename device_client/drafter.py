@@ -16,11 +16,11 @@ from torch import Tensor
 from shared.decoding import gates
 from shared.decoding.acceptance import rule, sample_sparse, sparsify
 from shared.decoding.noise import check_seed, gumbel
-from shared.decoding.place import SCORES, Place, draw
+from shared.decoding.place import SCORES, Place, draw, interval
 from shared.decoding.warp import Warp, warp_logits
 from shared.models.inter_head import quantise_features
 from shared.models.kv_cache import KVCache, cache_window
-from shared.models.lean import Floats, LeanRow
+from shared.models.lean import Floats, LeanRadius, LeanRow
 from shared.models.woven import Weave, weave
 from shared.models.zoo import DevicePackage
 
@@ -148,6 +148,10 @@ class Drafter:
     def _lean_score(self, name: str, seen: Place, position: int, tensors: Sequence[Tensor]) -> float:
         if name in SCORES and (self._learned is not None or name not in gates.NEED_FIT):
             return SCORES[name](seen, self._learned)
+        if name == "interval" and self._model.config.heads == 1:
+            hidden_1D, centre_1V, _ = tensors
+            radius_V = LeanRadius(self._model.inter_head)(hidden_1D[0].numpy())
+            return interval(centre_1V[0].numpy(), radius_V)
         with torch.inference_mode():
             return float(self._gates[name](self._evidence(position, *tensors)))
 

@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.decoding.agreement import LEAST_LOG_Q, Learned
+from shared.decoding.intervals import LEAST_UPPER, MOST_LOWER
 from shared.decoding.warp import MIN_TEMPERATURE, Warp
 
 Floats = NDArray[np.float32]
 _SQRT_HALF = math.sqrt(0.5)
+_STEEPEST = np.float32(80.0)  # e^80 is finite in fp32, and sigmoid(-80) is 0
 
 
 class Place(NamedTuple):
@@ -103,6 +105,27 @@ def _agreement(place: Place, learned: Learned | None) -> float:
     hidden_H += learned.b1_H.numpy()
     erf_H = np.fromiter(map(math.erf, (hidden_H * _SQRT_HALF).tolist()), np.float32, len(hidden_H))
     return float((0.5 * hidden_H * (1.0 + erf_H)) @ learned.w2_H.numpy() + learned.b2.numpy())
+
+
+def interval(centre_V: Floats, radius_V: Floats) -> float:
+    """The gate of that name: U sqrt(V) of the midpoint bounds (eq. 4), from a logit interval [V]."""
+    shifted_V = centre_V - centre_V.max()
+    mass_V, top = np.exp(shifted_V), int(shifted_V.argmax())
+    others_V = mass_V.sum() - mass_V
+    mass_V[top] = 0.0
+    others_V[top] = max(float(mass_V.sum()), 1e-30)  # a difference would have nothing left of it
+    odds_V = shifted_V - np.log(others_V)
+    lower_V, upper_V = _sigmoid(odds_V - radius_V), _sigmoid(odds_V + radius_V)
+    lower_V *= np.float32(min(1.0, MOST_LOWER / max(float(lower_V.sum()), 1e-30)))
+    upper_V *= np.float32(max(1.0, LEAST_UPPER / float(upper_V.sum())))
+    width_V = np.minimum(upper_V, 1.0, out=upper_V) - lower_V
+    return float(width_V.sum()) * float(width_V.std()) * math.sqrt(len(width_V))
+
+
+def _sigmoid(x_V: Floats) -> Floats:
+    raised_V: Floats = np.exp(np.minimum(-x_V, _STEEPEST))
+    raised_V += np.float32(1.0)
+    return np.reciprocal(raised_V, out=raised_V)
 
 
 # Of the gates in `gates.GATES` those that read one place without its interval.

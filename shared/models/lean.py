@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from shared.models.inter_head import InterHead
 from shared.models.kv_cache import KVCache
 from shared.models.transformer import Block, Transformer
 
@@ -58,6 +59,22 @@ class Lean:
         self.head_VD = _array(gpt.output.weight)
         # (cos, sin) as one complex number: a pair of components times it is the pair turned.
         self.turns = _array(gpt.rope).view(np.complex64)[:, :, 0]
+
+
+class LeanRadius:
+    """The radius half of an Inter-Head (eq. 3) for one place; it is read by few gates."""
+
+    def __init__(self, head: InterHead) -> None:
+        self.weight_VD, self._most = _array(head.radius.weight), np.float32(head.radius_max)
+        self._bias_V = _array(head.radius.bias)
+
+    def __call__(self, hidden_D: Floats) -> Floats:
+        """[D] -> radii [V] in [0, r_max]."""
+        raw_V = self.weight_VD @ hidden_D
+        raw_V += self._bias_V
+        # softplus(x) >= r_max from x = r_max on, so nothing larger need be raised to a power.
+        radius_V: Floats = np.log1p(np.exp(np.minimum(raw_V, self._most)))
+        return np.minimum(radius_V, self._most, out=radius_V)
 
 
 class LeanRow:

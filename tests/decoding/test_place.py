@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shared.decoding import noise
 from shared.decoding.gates import GATES, Evidence
-from shared.decoding.place import SCORES, Place, draw
+from shared.decoding.place import SCORES, Place, draw, interval
 from shared.decoding.warp import Warp, warp_logits
 from tests.tiny import tiny_gate
 
@@ -76,3 +76,13 @@ def test_scores_are_those_of_the_gate(name: str, size: int) -> None:
             wanted = float(GATES[name](Evidence(seed, *read, tiny_gate())))
             found = SCORES[name](Place.of(z_1V[0].numpy(), temperature, g_1V[0].numpy()), tiny_gate())
             assert found == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 64, 1024])
+def test_the_interval_is_scored_as_the_gate_scores_it(size: int) -> None:
+    rng = torch.Generator().manual_seed(size)
+    for spread in (0.1, 1.0, 8.0, 60.0):
+        z_1V, radius_1V = spread * torch.randn(1, size, generator=rng), 8 * torch.rand(1, size, generator=rng)
+        read = (torch.tensor([3]), z_1V.log_softmax(-1), z_1V, z_1V, radius_1V)
+        wanted = float(GATES["interval"](Evidence(0, *read)))
+        assert interval(z_1V[0].numpy(), radius_1V[0].numpy()) == pytest.approx(wanted, rel=1e-3, abs=1e-4)
