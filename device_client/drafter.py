@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -150,10 +151,13 @@ class Drafter:
             return SCORES[name](seen, self._learned)
         if name == "interval" and self._model.config.heads == 1:
             hidden_1D, centre_1V, _ = tensors
-            radius_V = LeanRadius(self._model.inter_head)(hidden_1D[0].numpy())
-            return interval(centre_1V[0].numpy(), radius_V)
+            return interval(centre_1V[0].numpy(), self._lean_radius(hidden_1D[0].numpy()))
         with torch.inference_mode():
             return float(self._gates[name](self._evidence(position, *tensors)))
+
+    @cached_property
+    def _lean_radius(self) -> LeanRadius:
+        return LeanRadius(self._model.inter_head)
 
     def _combined(self, hidden_D: Floats) -> Floats:
         """The centre of several heads."""
