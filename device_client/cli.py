@@ -16,7 +16,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import torch
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
 
@@ -31,6 +30,7 @@ from shared.decoding.gates import GATES
 from shared.errors import CiarError, CloudUnreachable, Overloaded, Refused, SessionLost
 from shared.logs import LogFormat, log_to_stderr
 from shared.models.zoo import DevicePackage, load_device_package
+from shared.threads import use_threads
 
 PROGRAM = "device-client"
 DRAW_HELP = """Draw one picture: a small model works here and asks a cloud server where it is unsure.
@@ -91,7 +91,7 @@ class Options(BaseSettings):
 
     def package(self) -> DevicePackage:
         """The device side of the model. Raises ModelUnavailable."""
-        torch.set_num_threads(self.threads)
+        use_threads(self.threads)
         return load_device_package(self.model, self.models.expanduser())
 
     def upstream(self) -> Upstream:

@@ -17,13 +17,17 @@ from torch import Tensor
 from shared.decoding import gates
 from shared.decoding.acceptance import rule, sample_sparse, sparsify
 from shared.decoding.noise import check_seed, gumbel
+from shared.decoding.place import SCORES, Place, draw, interval
 from shared.decoding.warp import Warp, warp_logits
 from shared.models.inter_head import quantise_features
 from shared.models.kv_cache import KVCache, cache_window
+from shared.models.lean import Floats, LeanRadius, LeanRow
 from shared.models.woven import Weave, weave
 from shared.models.zoo import DevicePackage
 
 PROPOSAL_IDS = 64  # k: ids of the sparse q that `rejection` samples from and sends
+_NOISE_AHEAD = 32  # places whose noise is drawn at once: few enough to stay in a core's own cache
+_FED_SINGLY = 4  # tokens that are fed one at a time; more of them share a forward of torch
 
 SparseQ = tuple[NDArray[np.int32], NDArray[np.float16]]  # ids [k], probabilities [k]
 
@@ -68,10 +72,12 @@ class Drafter:
 
     There is one guidance row where guidance is distilled into the model or is 1, two otherwise; then the
     centre of an interval is the guided logit, radius and hidden state are the conditional row's (SPEC section
-    2). Raises InvalidPrompt; InvalidRequest for an unknown gate or rule, and for an impossible seed.
+    2). With one row, steps take the lean path through the model where there is one (`plain` says no): the
+    same numbers up to rounding. Raises InvalidPrompt; InvalidRequest for an unknown gate or rule, and for an
+    impossible seed.
     """
 
-    def __init__(  # noqa: PLR0913 - one image, and the two names that say how it is drawn
+    def __init__(  # noqa: PLR0913 - one image, and what says how it is drawn
         self,
         package: DevicePackage,
         prompt: str,
@@ -80,12 +86,14 @@ class Drafter:
         *,
         gate: str | None = None,
         acceptance: str = "coupled",
+        plain: bool = False,
     ) -> None:
         self._model, self._config = package.model, package.model.base.config
         self._seed, self._warp = check_seed(seed), warp
         usual = package.calibration.default_gate
-        self._gate, self._default_gate = gates.gate(gate or usual), gates.gate(usual)
-        self._reads_radii = any(map(gates.reads_radii, (gate or usual, usual)))
+        self._gate, self._default_gate = gate or usual, usual
+        self._gates = {name: gates.gate(name) for name in (self._gate, usual)}
+        self._reads_radii = any(map(gates.reads_radii, self._gates))
         self._learned = package.learned
         rule(acceptance)
         self._acceptance = acceptance
@@ -97,32 +105,65 @@ class Drafter:
         self._places_T = torch.arange(self._config.image_tokens)
         self._cache = KVCache(self._config, self._rows)
         self._fed = 0  # inputs in the cache: the prompt counts one, every token one
+        self._ahead: dict[int, Floats] = {}  # noise of _NOISE_AHEAD places, by block
+        lean = None if plain or not one_row or acceptance == "rejection" else package.lean
+        self._lean = None if lean is None else LeanRow(lean, self._cache, 0, self._starts[0])
 
-    @cached_property
-    def _noise_TV(self) -> Tensor:
-        """All noise of the image, drawn at the first step; `greedy` is drawing with none."""
-        shape = (self._config.image_tokens, self._config.vocab_size)
-        if self._acceptance == "greedy":
-            return torch.zeros(shape)
-        return gumbel(self._seed, range(shape[0]), shape[1])
-
-    @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Step:
         """The draft for position len(tokens) < T: argmax(log q + g), or for `rejection` from the sparse q.
 
         `tokens` must begin with what earlier steps were given, up to the last `rewind`. ONE forward feeds
         whatever of prompt + tokens the cache lacks, so a prefill after a prefix is nothing special.
         """
+        if self._lean is not None and self._fed and 1 <= len(tokens) - self._first(tokens) <= _FED_SINGLY:
+            return self._lean_step(self._lean, tokens)
+        return self._plain_step(tokens)
+
+    @torch.inference_mode()
+    def _plain_step(self, tokens: Sequence[int]) -> Step:
         position = len(tokens)
         hidden_RD = self._forward(tokens)
         centre_1V = self._centre(hidden_RD)
         log_q_1V = warp_logits(centre_1V, self._warp)
         doubt_1V = warp_logits(centre_1V, self._warp.unfiltered)
         evidence = self._evidence(position, hidden_RD[:1], centre_1V, doubt_1V)
-        doubt = float(self._default_gate(evidence))
-        score = doubt if self._gate is self._default_gate else float(self._gate(evidence))
+        doubt = float(self._gates[self._default_gate](evidence))
+        score = doubt if self._gate == self._default_gate else float(self._gates[self._gate](evidence))
         token, proposal = self._draw(log_q_1V, evidence.noise_TV)
         return Step(token, score, doubt, proposal, hidden_RD[:1], centre_1V, doubt_1V)
+
+    def _lean_step(self, row: LeanRow, tokens: Sequence[int]) -> Step:
+        """The same in NumPy. Tokens are fed one at a time; only the last one needs the head."""
+        position = len(tokens)
+        for place in range(self._first(tokens), position):
+            hidden_D = row.feed(tokens[place], place)
+        self._fed = 1 + position
+        centre_V = row.logits(hidden_D) if self._model.config.heads == 1 else self._combined(hidden_D)
+        seen = Place.of(centre_V, self._warp.temperature, self._noise(position))
+        tensors = tuple(torch.from_numpy(value[None]) for value in (hidden_D, centre_V, seen.log_q_V))
+        doubt = self._lean_score(self._default_gate, seen, position, tensors)
+        own = self._gate != self._default_gate
+        score = self._lean_score(self._gate, seen, position, tensors) if own else doubt
+        return Step(draw(seen, self._warp), score, doubt, None, *tensors)
+
+    def _lean_score(self, name: str, seen: Place, position: int, tensors: Sequence[Tensor]) -> float:
+        if name in SCORES and (self._learned is not None or name not in gates.NEED_FIT):
+            return SCORES[name](seen, self._learned)
+        if name == "interval" and self._model.config.heads == 1:
+            hidden_1D, centre_1V, _ = tensors
+            return interval(centre_1V[0].numpy(), self._lean_radius(hidden_1D[0].numpy()))
+        with torch.inference_mode():
+            return float(self._gates[name](self._evidence(position, *tensors)))
+
+    @cached_property
+    def _lean_radius(self) -> LeanRadius:
+        return LeanRadius(self._model.inter_head)
+
+    def _combined(self, hidden_D: Floats) -> Floats:
+        """The centre of several heads."""
+        with torch.inference_mode():
+            centre_V: Floats = self._centre(torch.from_numpy(hidden_D[None]))[0].numpy()
+        return centre_V
 
     @torch.inference_mode()
     def branch(self, length: int, nodes: Sequence[Node]) -> Tensor:
@@ -157,12 +198,26 @@ class Drafter:
         codes, scale = quantise_features(self._model.feature(hidden_TD, centre_TV, radius_TV, log_q_TV))
         return codes.numpy(), scale.numpy()
 
+    def _first(self, tokens: Sequence[int]) -> int:
+        """The first token to feed: the last one is fed again where the cache holds all of them."""
+        return max(min(self._fed, len(tokens)) - 1, 0)
+
+    def _noise(self, place: int) -> Floats:
+        """The noise [V] of a place; `greedy` is drawing with none."""
+        block, row = divmod(place, _NOISE_AHEAD)
+        if block not in self._ahead:
+            first, size = block * _NOISE_AHEAD, self._config.vocab_size
+            places = range(first, min(first + _NOISE_AHEAD, self._config.image_tokens))
+            drawn = gumbel(self._seed, places, size).numpy()
+            self._ahead[block] = np.zeros_like(drawn) if self._acceptance == "greedy" else drawn
+        noise_V: Floats = self._ahead[block][row]
+        return noise_V
+
     def _forward(self, tokens: Sequence[int]) -> Tensor:
         """Feed what the cache lacks, and at least the last input again; its hidden states [R, D]."""
         gpt = self._model.base.gpt
-        known = min(self._fed, len(tokens))  # inputs not to feed
-        first = max(known - 1, 0)
-        parts = [] if known else [self._prompt_RND]
+        first = self._first(tokens)
+        parts = [] if min(self._fed, len(tokens)) else [self._prompt_RND]
         if tokens[first:]:
             ids_RT = torch.tensor([list(tokens[first:])] * self._rows)
             parts.append(gpt.embed_tokens(ids_RT, self._places_T[first : len(tokens)]))
@@ -182,7 +237,10 @@ class Drafter:
         self, position: int, hidden_1D: Tensor, centre_1V: Tensor, log_q_1V: Tensor
     ) -> gates.Evidence:
         """What the gates may read; the radii only where one of them does."""
-        place_1, noise_1V = (rows[position : position + 1] for rows in (self._places_T, self._noise_TV))
+        place_1, noise_1V = (
+            self._places_T[position : position + 1],
+            torch.from_numpy(self._noise(position)[None]),
+        )
         radius_1V = self._model.radius(hidden_1D) if self._reads_radii else torch.zeros_like(centre_1V)
         return gates.Evidence(self._seed, place_1, log_q_1V, noise_1V, centre_1V, radius_1V, self._learned)
 

@@ -56,8 +56,8 @@ class Image:
         self._started_s = time.perf_counter()
         self._before = self._traffic()
         with self._timed("device_s"):
-            how = {"gate": policy.gate, "acceptance": policy.acceptance}
-            self._drafter = Drafter(package, request.prompt, request.seed, request.warp, **how)
+            given = package, request.prompt, request.seed, request.warp
+            self._drafter = Drafter(*given, gate=policy.gate, acceptance=policy.acceptance)
 
     @property
     def done(self) -> bool:

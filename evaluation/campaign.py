@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from device_client.link import CloudLink
 from device_client.loop import Progress, Request
 from device_client.policy import Policy
@@ -35,6 +33,7 @@ from evaluation.run import (
 from shared.decoding.calibration import Calibration
 from shared.errors import InvalidRequest
 from shared.models.zoo import DevicePackage, load_device_package
+from shared.threads import use_threads
 
 WARM_SEED = 9_000  # images that warm up are never measured
 TUNING_SHARE = 5  # every fifth image settles thresholds
@@ -84,7 +83,7 @@ class Campaign:
         self._drawn: Counter[tuple[str, str]] = Counter()  # images by (draws, link) since the server's start
 
     def __enter__(self) -> Campaign:
-        torch.set_num_threads(self.source.threads)
+        use_threads(self.source.threads)
         self._loop = self._open.enter_context(asyncio.Runner())
         self._commit, self._machine = commit(), machine()
         return self

@@ -13,7 +13,8 @@ from evaluation.verbs.auroc import Auroc
 from evaluation.verbs.bench import Bench
 from evaluation.verbs.features import Features
 from evaluation.verbs.link import Link, LinkCheck
-from evaluation.verbs.machine import EngineSpeed, Memory
+from evaluation.verbs.machine import DeviceSpeed, EngineSpeed, Memory
+from evaluation.verbs.method import Method
 from evaluation.verbs.operations import Faults, Load, Replicas, Soak
 from evaluation.verbs.quality import Quality
 from evaluation.verbs.serving import Fuzz, Overhead
@@ -37,6 +38,7 @@ class EvalApp(BaseSettings):
     all: CliSubCommand[All]
     table: CliSubCommand[Table]
     figure: CliSubCommand[Figure]
+    method: CliSubCommand[Method]
     quality: CliSubCommand[Quality]
     auroc: CliSubCommand[Auroc]
     bench: CliSubCommand[Bench]
@@ -44,6 +46,7 @@ class EvalApp(BaseSettings):
     link: CliSubCommand[Link]
     link_check: CliSubCommand[LinkCheck]
     engine: CliSubCommand[EngineSpeed]
+    device: CliSubCommand[DeviceSpeed]
     memory: CliSubCommand[Memory]
     features: CliSubCommand[Features]
     fuzz: CliSubCommand[Fuzz]

@@ -15,14 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
-
 from device_client.cloud import Request
 from device_client.link import CloudLink
 from device_client.policy import Policy
 from evaluation.stages import Drawn, Fault, draw_staged
 from shared.errors import CiarError
 from shared.models.zoo import load_device_package
+from shared.threads import use_threads
 
 _START_S = 120.0  # to its stage, imports and weights included
 _FINISH_S = 120.0
@@ -102,7 +101,7 @@ class DeviceProcess:
 
 def _work(task: Task, line: Connection) -> None:
     """The process."""
-    torch.set_num_threads(1)
+    use_threads(1)
     package = load_device_package(task.model, task.models)
 
     def wait() -> None:

@@ -31,7 +31,7 @@ PREFILL, STEP = "prefill", "step"
 HEADER = (
     "forward", "sessions", "engine", "wall ms", "ms", "bandwidth ms", "matmuls ms", "x bandwidth", "x matmuls"
 )  # fmt: skip
-_PROBE_BYTES = 2**28  # far more than the caches of a CPU hold
+PROBE_BYTES = 2**28  # far more than the caches of a CPU hold
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Engines:
 def measure(engines: Engines, plan: Plan) -> Iterator[Line]:
     """Lines of the table, as they are finished. Raises InvalidRequest as `Plan.check`."""
     plan.check(engines.gpt)
-    probe = torch.ones(_PROBE_BYTES // 4, device=engines.gpt.device)
+    probe = torch.ones(PROBE_BYTES // 4, device=engines.gpt.device)
     for count in plan.sessions:
         rounds = Rounds(engines, plan, count, probe)
         if plan.prefill:

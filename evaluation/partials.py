@@ -13,8 +13,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from device_client.draw import Upstream, steps
 from device_client.events import Teller, frame
 from device_client.jobs import Job
@@ -23,6 +21,7 @@ from device_client.tiles import Tiles
 from device_client.wish import Wish, make_plan
 from evaluation.run import cloud_server
 from shared.models.zoo import DevicePackage, load_device_package
+from shared.threads import use_threads
 
 LOOKS = 60
 RUNS = 8
@@ -31,7 +30,7 @@ WISH = Wish.model_validate({"prompt": "a cat", "seed": 3, "mode": "exact"})
 
 def main() -> None:
     """Print what the picture took of the device's processor, and what looking at it takes."""
-    torch.set_num_threads(1)
+    use_threads(1)
     package = load_device_package("emoji", Path())
     with cloud_server("emoji") as target:
         drawings = [asyncio.run(_draw(package, target)) for _ in range(RUNS)]

@@ -1,10 +1,11 @@
-"""The verbs `ciar-eval engine` and `ciar-eval memory`: how fast and how large models are on this machine."""
+"""The verbs `ciar-eval engine`, `device` and `memory`: how fast and how large models are on this machine."""
 
 from __future__ import annotations
 
 import platform
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, Field
 from pydantic_settings import CliImplicitFlag
 
 from cloud_server.memory import DTYPES, session_need, usable_bytes
+from evaluation import steps
 from evaluation.engine import COMPILED, EAGER, PACKED, Engines, Plan, markdown, measure
 from evaluation.promptless import random_transformer
 from shared.config import TransformerConfig, from_dict
@@ -20,7 +22,8 @@ from shared.errors import ModelUnavailable
 from shared.models.checkpoint import read_config
 from shared.models.shapes import SHAPES
 from shared.models.transformer import Transformer
-from shared.models.zoo import available, find, load_cloud
+from shared.models.zoo import available, find, load_cloud, load_device_package
+from shared.threads import use_threads
 
 _MIB, _GIB = 2**20, 2**30
 _MODELS = Path("~/.cache/ciar/models")
@@ -80,6 +83,25 @@ class EngineSpeed(BaseModel):
         where = f"{self.device} ({chip}), {self.threads} thread(s), torch {torch.__version__}"
         kept = f"{self.prompt} prompt rows, {self.context} tokens of context, {self.repeats} repeats"
         return f"{self.model}, {weights}, {self.dtype}, {where}; {kept}; ready after: {ready}\n\n"
+
+
+class DeviceSpeed(BaseModel):
+    """Milliseconds of a device's step by each path, beside the time that reading its bytes takes."""
+
+    model: str = Field("emoji", description="model name or folder")
+    models: Path = Field(_MODELS, description="folder of fetched weights")
+    gates: list[str] = Field(["agreement", "interval"], description="gates that score", min_length=1)
+    images: int = Field(5, description="images drawn by each path, in turn", gt=0)
+
+    def run(self) -> None:
+        """Measure with one thread, print the table as it grows."""
+        use_threads(1)
+        package = load_device_package(self.model, self.models.expanduser())
+        head = [steps.HEADER, ["---", "---"] + ["--:"] * (len(steps.HEADER) - 2)]
+        cells = chain(head, *(steps.Steps(package, gate, self.images).lines() for gate in self.gates))
+        for line in cells:
+            sys.stdout.write("| " + " | ".join(line) + " |\n")
+            sys.stdout.flush()
 
 
 class Memory(BaseModel):

@@ -19,7 +19,7 @@ HIDDEN = 64
 # Radii are scaled by how likely the device thinks an id is: edges between bands, in nats of log q.
 BAND_EDGES = (-14.0, -11.0, -8.0, -6.0, -4.0, -2.0, -0.5)
 BANDS = len(BAND_EDGES) + 1
-_LEAST_LOG_Q = -30.0  # a filtered id counts as this unlikely, an unrivalled draw as this far ahead
+LEAST_LOG_Q = -30.0  # a filtered id counts as this unlikely, an unrivalled draw as this far ahead
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +64,8 @@ def scalars(log_q_TV: Tensor, noise_TV: Tensor) -> Tensor:
     """
     top_T3 = _top_three(log_q_TV)
     perturbed = (log_q_TV + noise_TV).topk(2, dim=-1)
-    gap_T1 = (perturbed.values[:, :1] - perturbed.values[:, 1:]).clamp(max=-_LEAST_LOG_Q)
-    log_q_T2 = log_q_TV.gather(-1, perturbed.indices).clamp(min=_LEAST_LOG_Q)
+    gap_T1 = (perturbed.values[:, :1] - perturbed.values[:, 1:]).clamp(max=-LEAST_LOG_Q)
+    log_q_T2 = log_q_TV.gather(-1, perturbed.indices).clamp(min=LEAST_LOG_Q)
     is_mode_T1 = (perturbed.indices[:, :1] == log_q_TV.argmax(-1, keepdim=True)).float()
     return torch.cat([intervals.entropy(log_q_TV)[:, None], top_T3, gap_T1, log_q_T2, is_mode_T1], -1).float()
 

@@ -28,8 +28,8 @@ WIDEST = 16  # ids whose interval is kept in the summary
 SUMMARY_WIDTH = 6 + 2 * WIDEST
 
 # Lower bounds sum to less than one and upper bounds to more, so that every interval holds a distribution.
-_MOST_LOWER = 0.99
-_LEAST_UPPER = 1.01
+MOST_LOWER = 0.99
+LEAST_UPPER = 1.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +73,8 @@ def inter_fuse(centre_TV: Tensor, radius_TV: Tensor, fuse: str = "midpoint") -> 
         raise InvalidRequest(f"unknown fuse {fuse!r}", f"allowed: {', '.join(FUSES)}")
     raw = midpoint_bounds(centre_TV, radius_TV) if fuse == "midpoint" else _tight_bounds(centre_TV, radius_TV)
     lower_TV, upper_TV = raw.lower_TV, raw.upper_TV
-    shrink_T1 = (_MOST_LOWER / lower_TV.sum(-1, keepdim=True)).clamp(max=1.0)
-    grow_T1 = (_LEAST_UPPER / upper_TV.sum(-1, keepdim=True)).clamp(min=1.0)
+    shrink_T1 = (MOST_LOWER / lower_TV.sum(-1, keepdim=True)).clamp(max=1.0)
+    grow_T1 = (LEAST_UPPER / upper_TV.sum(-1, keepdim=True)).clamp(min=1.0)
     return Interval(lower_TV * shrink_T1, (upper_TV * grow_T1).clamp(max=1.0))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from shared.models.checkpoint import digest, load_codes, load_device, load_model
 from shared.models.family import ImageModel
 from shared.models.gate_file import GATE_FILE, read_learned
 from shared.models.inter_head import DeviceModel
+from shared.models.lean import Lean, lean
 from shared.models.vq import VQModel
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -98,6 +100,11 @@ class DevicePackage:
     vq: VQModel
     calibration: Calibration
     learned: Learned | None = None
+
+    @cached_property
+    def lean(self) -> Lean | None:
+        """The small transformer for one row and token at a time, where there is such a form of it."""
+        return lean(self.model.base.gpt)
 
     @property
     def cloud_digest(self) -> str:

@@ -75,6 +75,34 @@ def test_one_guidance_row_is_as_good(package: DevicePackage) -> None:
     assert_same(Drafter(one_row, PROMPT, SEED, WARP).step([]), plain)
 
 
+@pytest.mark.parametrize("gate", ["agreement", "interval", "discrete(3)"])
+@pytest.mark.parametrize("warp", WARPS)
+def test_the_lean_path_draws_what_torch_draws(package: DevicePackage, warp: Warp, gate: str) -> None:
+    """Steps of one row, with rewinds and with several tokens at once: tokens, scores and states."""
+    one_row, tokens, rng = distilled(package), list[int](), np.random.default_rng(3)
+    lean = Drafter(one_row, PROMPT, SEED, warp, gate=gate)
+    plain = Drafter(one_row, PROMPT, SEED, warp, gate=gate, plain=True)
+    for length in (0, 1, 2, 5, 9, 10, 11, 8, 9, 20, 21, 35):
+        tokens = [*tokens[:length], *rng.integers(0, 32, max(length - len(tokens), 0)).tolist()]
+        for drafter in (lean, plain):
+            drafter.rewind(length - 1)
+        mine, theirs = lean.step(tokens), plain.step(tokens)
+        assert_same(mine, theirs)
+        assert mine.score == pytest.approx(theirs.score, rel=1e-3, abs=1e-3)
+        assert mine.doubt == pytest.approx(theirs.doubt, rel=1e-3, abs=1e-3)
+        torch.testing.assert_close(mine.log_q_1V, theirs.log_q_1V, rtol=1e-4, atol=1e-3)
+
+
+def test_the_lean_path_draws_the_bundled_pairs_images(tmp_path: Path) -> None:
+    bundled = load_device_package("emoji", tmp_path)
+    assert bundled.lean is not None
+    warp, images = bundled.calibration.warp, list[list[int]]()
+    for plain in (False, True):
+        images.append([])
+        draw(Drafter(bundled, "a cat", 3, warp, plain=plain), images[-1], 256)
+    assert images[0] == images[1]
+
+
 def test_tokens_arrive_in_any_portions(package: DevicePackage) -> None:
     tokens = np.random.default_rng(0).integers(0, 32, 35).tolist()
     drafter = Drafter(package, PROMPT, SEED, WARP)

@@ -10,6 +10,7 @@ import torch
 from cloud_server.engine import ROWS, Engine
 from cloud_server.memory import session_need
 from cloud_server.session import Job
+from evaluation import steps
 from evaluation.cli import main
 from evaluation.engine import HEADER, Floors, Line, markdown
 from evaluation.promptless import promptless_cloud, random_transformer
@@ -123,3 +124,14 @@ def test_memory_is_tabled_for_published_models_and_those_here(
     assert rows["llamagen-xl-256"][2:5] == [" 778 M ", " 2.90 GiB ", " 1.45 GiB "]
     assert rows["llamagen-xl-256"][6] == f" {narrow:,.0f} MiB "
     assert ROWS == 2
+
+
+def test_a_device_step_stands_beside_its_floors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The two paths draw one image, or there is no table; two guidance rows have no lean path."""
+    assert main(["device", "--images", "1", "--gates", "interval"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said]
+    assert lines[0] == list(steps.HEADER) and [line[1] for line in lines[2:]] == [steps.PLAIN, steps.LEAN]
+    assert all(float(cell) > 0 for line in lines[2:] for cell in line[2:])
+    assert main(["device", "--model", str(folder)]) == 1
+    assert "no lean path" in capsys.readouterr().err

@@ -1,0 +1,130 @@
+"""The method's own tables: what each part of it buys on one pair, over the real wire. Knows no servers.
+
+They are no tables of the paper: exact mode against the cloud alone, gates at equal forwards, waiting over a
+link. Budgets are held image by image (`--policy budget`), so that rows really cost the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from evaluation import columns as c
+from evaluation.columns import Sample
+from evaluation.comparison import Line, TableSpec
+from evaluation.network import ROUND_TRIP_50_MS
+from evaluation.policies import CIAR, EXACT, Row
+from evaluation.statistics import Figure, Picks, bootstrap
+
+BUDGETS = (0.1, 0.2, 0.3)
+RANKED = ("agreement", "entropy", "interval")
+_DIALLED = 0.18  # forwards per token at which `ciar` is asked to be fast
+
+
+def _spent(name: str, budget: float, gate: str) -> Row:
+    """Mode ciar whose every image spends just the budget."""
+    return Row(name, "ciar", MappingProxyType({"gate": gate, "cloud_budget": budget, "pacing": "budget"}))
+
+
+def _cut(one: Sample, other: Sample, counter: str) -> Figure:
+    """By how much a counter's sum falls from one row to another, resampled image by image."""
+    before, after = one.counter(counter), other.counter(counter)
+    return bootstrap(lambda picks: float(1 - after[picks].sum() / before[picks].sum()), len(before))
+
+
+def _ratio(one: Sample, other: Sample) -> Figure:
+    """Tokens unlike the base's: those of one row over those of another, resampled image by image."""
+    mine, theirs = one.differing, other.differing
+    return bootstrap(lambda picks: float(mine[picks].mean() / theirs[picks].mean()), len(mine))
+
+
+def _break_even(sample: Sample) -> Figure:
+    """Seconds of round trip below which a row beats the base, by (1 - calls) t_cloud - t_device > calls RTT
+    per token; t_cloud is the base's whole time per forward."""
+    base_s, forwards = sample.counter("total_s", base=True), sample.counter("cloud_forwards", base=True)
+    calls, rounds = sample.counter("cloud_forwards"), sample.counter("rounds")
+    device_s = sample.counter("device_s")
+
+    def trip_s(picks: Picks) -> float:
+        won_s = (forwards - calls)[picks].sum() * base_s[picks].sum() / forwards[picks].sum()
+        return float((won_s - device_s[picks].sum()) / max(rounds[picks].sum(), 1))
+
+    return bootstrap(trip_s, len(calls))
+
+
+WAITED = c.Column("waited s", lambda sample: _mean_of(sample, "wait_s"), 3)
+DEVICE = c.Column("device s", lambda sample: _mean_of(sample, "device_s"), 3)
+BREAK_EVEN = c.Column("break-even RTT ms", _break_even, 1, 1000.0, interval=True)
+
+
+def _mean_of(sample: Sample, counter: str) -> Figure:
+    values = sample.counter(counter)
+    return bootstrap(lambda picks: float(np.mean(values[picks])), len(values))
+
+
+MODES = TableSpec(
+    9,
+    "The modes over loopback",
+    (
+        Line("exact", EXACT[0]),
+        Line("exact, no guesses", EXACT[1]),
+        Line("exact, 2 forwards", EXACT[2]),
+        Line("ciar, default", CIAR),
+        Line("ciar, agreement 18 %", _spent("ciar, agreement 18 %", _DIALLED, "agreement")),
+    ),
+    (
+        c.IDENTICAL, c.DIFFERING, c.CALLS, c.ROUNDS, c.LOCAL, c.ACCEPTED, DEVICE, c.SECONDS, c.SPEED_UP,
+        BREAK_EVEN,
+    ),
+)  # fmt: skip
+EQUAL = TableSpec(
+    10,
+    "Gates at equal forwards",
+    tuple(
+        Line(f"{gate}, {budget:.0%}", _spent(f"{gate}, {budget:.0%}", budget, gate))
+        for budget in BUDGETS
+        for gate in RANKED
+    ),
+    (c.CALLS, c.LOCAL, c.DIFFERING),
+)
+_NO_GUESSES_AHEAD = next(row for row in EXACT if row.name == "exact, no guesses, 4 in flight")
+_AHEAD = next(row for row in EXACT if row.name == "exact, 4 in flight")
+WAITING = TableSpec(
+    11,
+    "Waiting at a round trip of 50 ms",
+    tuple(
+        Line(row.name, row, link=ROUND_TRIP_50_MS.name)
+        for row in (EXACT[1], _NO_GUESSES_AHEAD, EXACT[0], _AHEAD, CIAR)
+    ),
+    (c.IDENTICAL, c.CALLS, c.ROUNDS, WAITED, c.SECONDS, c.SPEED_UP, BREAK_EVEN),
+)
+METHOD = {"modes": MODES, "gates": EQUAL, "waiting": WAITING}
+
+
+def compared(name: str, samples: Mapping[str, Sample]) -> list[str]:
+    """What one row's figure is beside another's, in words; `samples` are those of a table by line."""
+    told = {
+        "modes": lambda: [
+            _told("guesses cut rounds by", _cut(samples["exact, no guesses"], samples["exact"], "rounds")),
+            _told("2 forwards cut rounds by", _cut(samples["exact"], samples["exact, 2 forwards"], "rounds")),
+        ],
+        "gates": lambda: [
+            _told(
+                f"at {budget:.0%}, tokens differing under agreement over {other}",
+                _ratio(samples[f"agreement, {budget:.0%}"], samples[f"{other}, {budget:.0%}"]),
+            )
+            for budget in BUDGETS
+            for other in RANKED[1:]
+        ],
+        "waiting": lambda: [
+            _told(f"4 in flight cut waiting of {one!r} by", _cut(samples[one], samples[two], "wait_s"))
+            for one, two in (("exact, no guesses", _NO_GUESSES_AHEAD.name), ("exact", _AHEAD.name))
+        ],
+    }
+    return told[name]()
+
+
+def _told(what: str, figure: Figure) -> str:
+    return f"{what}: {figure.value:.3f} ({figure.low:.3f} .. {figure.high:.3f})"
