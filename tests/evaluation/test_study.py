@@ -25,6 +25,7 @@ from evaluation.records import WARM_UPS, Book, Record, Setting, record_of
 from evaluation.report import REFERENCE_SEED, Jury, make_table, numbered
 from evaluation.statistics import exactly
 from evaluation.sweeps import Curve, _crossing, ranked_gates, waterfall
+from evaluation.verbs.study import PLOTS
 from shared.config import CriticConfig
 from shared.errors import InvalidRequest
 from shared.models.critic import Critic, save_critic
@@ -65,7 +66,7 @@ def test_all_fills_every_table_and_draws_every_figure(folder: Path, tmp_path: Pa
             assert any(read[column.title] for column in spec.columns) == drawn, line.name
         assert f"## Table {number}. {spec.title}" in (out / "results.md").read_text()
     assert {file.name for file in out.glob("figure-*.png")} == {
-        f"figure-{name}.png" for name in ("thresholds", "prefix", "auroc", "rtt", "waterfall")
+        f"figure-{name}.png" for name in PLOTS
     }
     lines = (out / "records.jsonl").read_text().splitlines()
     told = [json.loads(line) for line in lines]
@@ -269,10 +270,10 @@ def test_numbered_images_have_a_seed_each() -> None:
     ("flags", "status", "says"),
     [
         (["table", "9"], 2, "9"),
-        (["figure", "pie"], 2, "pie"),
+        (["plot", "pie"], 2, "pie"),
         (["table", "1", "--model", "dalle"], 1, "unknown model 'dalle'"),
         (["table", "1", "--prompts", "nowhere.txt"], 1, "nowhere.txt"),
-        (["figure", "auroc"], 1, "--auroc"),
+        (["plot", "auroc"], 1, "--auroc"),
         (["link", "--profile", "3g", "--to", "host:1"], 1, "5g, 4g, wifi, loopback"),
         (["link", "--to", "nowhere"], 1, "host:port"),
     ],
