@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-HEAD = """<!-- Made by `make reference` from the service's OpenAPI description; edit the code that it describes. -->
+HEAD = """<!-- Made by `make reference` from the service's OpenAPI description; edit the code behind it. -->
 # REST reference
 
 What `device-client serve` answers: the same as `/openapi.json` of a running one says to programs. Bodies and
