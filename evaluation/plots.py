@@ -16,11 +16,13 @@ from shared.errors import CiarError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Paper
+    from PIL.Image import Image
 
 INCHES, DPI = (7.0, 4.5), 120
 SQUARE = 4.4  # inches of a plot among others beside it
 FEW = 12  # points of a curve, above which they are no longer dots
 PAPER = "white"
+COLOUR_COUNT = 256
 COLOURS = {"device": "#4c9f70", "cloud": "#3b6ea5", "network": "#d9a441"}
 
 
@@ -89,8 +91,9 @@ def write_maps(out: Path, maps: Sequence[GridMap]) -> None:
     figure, panels = paper(columns=len(maps))
     for axes, grid in zip(panels, maps, strict=True):
         image = axes.imshow(grid.shares, vmin=0, vmax=1, cmap="viridis")
-        axes.set(title=f"{grid.name}\nmean {grid.mean:.0%}", xlabel="column", ylabel="row")
+        axes.set(title=f"{grid.name}\nmean {grid.mean:.0%}", xlabel="column of tokens")
         axes.title.set_fontsize("medium")
+    panels[0].set_ylabel("row of tokens")
     figure.colorbar(image, ax=list(panels), shrink=0.8, format=lambda share, _: f"{share:.0%}")
     _save(out, "acceptance", figure)
     rows = [
@@ -116,6 +119,12 @@ def write_waterfall(out: Path, bars: Mapping[str, Sequence[Stretch]]) -> None:
     _save(out, "waterfall", figure)
     rows = [[name, s.who, s.start_s, s.end_s] for name, stretches in bars.items() for s in stretches]
     _write_csv(out, "waterfall", ["row", "who", "start s", "end s"], rows)
+
+
+def write_picture(out: Path, name: str, picture: Image) -> None:
+    """Write OUT/figure-NAME.png, in few colours: it stands on a page."""
+    out.mkdir(parents=True, exist_ok=True)
+    picture.quantize(COLOUR_COUNT).save(out / f"figure-{name}.png", optimize=True)
 
 
 def _save(out: Path, name: str, figure: Paper) -> None:

@@ -42,12 +42,15 @@ def share_map(
 
 
 def acceptance_maps(campaign: Campaign, images: Images) -> list[GridMap]:
-    """Where drafts are accepted in mode exact; where mode ciar keeps tokens, and is right when it asks."""
+    """Where the device draws the cloud's token in mode exact; where mode ciar keeps it, or asks and was right.
+
+    A place counts once: what was drafted behind a rejected token and drawn again is not in here.
+    """
     exact, ciar = (_sources(campaign, row, images) for row in (EXACT[0], CIAR))
     return [
-        share_map("exact: drafts accepted", exact, {Source.VERIFIED}, JUDGED),
-        share_map("ciar: kept on the device", ciar, {Source.KEPT}, tuple(Source)),
-        share_map("ciar: drafts accepted, where asked", ciar, {Source.VERIFIED}, JUDGED),
+        share_map("exact: the draft stood", exact, {Source.VERIFIED}, JUDGED),
+        share_map("ciar: kept on the device", ciar, {Source.KEPT}, set(Source) - {Source.PREFIX}),
+        share_map("ciar: the draft stood, where asked", ciar, {Source.VERIFIED}, JUDGED),
     ]
 
 

@@ -18,18 +18,21 @@ from evaluation.campaign import Campaign, Source, Turn
 from evaluation.gallery import read_pictures
 from evaluation.metrics import CriticEye, Reference
 from evaluation.paper import LINKS, TABLES
-from evaluation.plots import write_break_even, write_maps, write_plot, write_waterfall
+from evaluation.plots import write_break_even, write_maps, write_picture, write_plot, write_waterfall
 from evaluation.policies import PROMPTS
 from evaluation.positions import acceptance_maps
 from evaluation.records import Book, Record
 from evaluation.report import Jury, make_table, numbered, write_table
+from evaluation.showcase import picture_and_map, picture_rows
 from evaluation.verbs.sheet import prompts_of
 from shared.errors import InvalidRequest
 from shared.models.critic import PIXELS, load_critic
 from shared.models.zoo import find
 
 QUICK_IMAGES, QUICK_LINKED = 5, 2
-PLOTS = ("thresholds", "prefix", "auroc", "rtt", "breakeven", "waterfall", "acceptance")
+PLOTS = (
+    "thresholds", "prefix", "auroc", "rtt", "breakeven", "waterfall", "acceptance", "pictures", "map",
+)  # fmt: skip
 Images = list[tuple[str, int]]
 
 
@@ -112,6 +115,14 @@ def _acceptance(study: Study, campaign: Campaign, images: Images) -> None:
     write_maps(study.out, acceptance_maps(campaign, images))
 
 
+def _pictures(study: Study, campaign: Campaign, images: Images) -> None:
+    write_picture(study.out, "pictures", picture_rows(campaign, images))
+
+
+def _map(study: Study, campaign: Campaign, images: Images) -> None:
+    write_picture(study.out, "map", picture_and_map(campaign, images))
+
+
 def _waterfall(study: Study, campaign: Campaign, images: Images) -> None:
     turns = [Turn(row, "4g") for row in sweeps.RIVALS]
     bars = {f"{turn.row.name}, 4g": sweeps.waterfall(campaign.watch(turn, images[0])) for turn in turns}
@@ -121,7 +132,17 @@ def _waterfall(study: Study, campaign: Campaign, images: Images) -> None:
 _DRAW: dict[str, Callable[[Study, Campaign, Images], None]] = dict(
     zip(
         PLOTS,
-        (_thresholds, _prefix, _auroc, _rtt, _breakeven, _waterfall, _acceptance),
+        (
+            _thresholds,
+            _prefix,
+            _auroc,
+            _rtt,
+            _breakeven,
+            _waterfall,
+            _acceptance,
+            _pictures,
+            _map,
+        ),
         strict=True,
     )
 )
@@ -139,10 +160,12 @@ class Table(Study):
 
 
 class Draw(Study):
-    """Draw one figure to OUT/figure-NAME.png, its numbers to .csv."""
+    """Draw one figure to OUT/figure-NAME.png, its numbers to .csv. `pictures` and `map` are drawn images."""
 
     name: CliPositionalArg[
-        Literal["thresholds", "prefix", "auroc", "rtt", "breakeven", "waterfall", "acceptance"]
+        Literal[
+            "thresholds", "prefix", "auroc", "rtt", "breakeven", "waterfall", "acceptance", "pictures", "map"
+        ]
     ] = Field(description=f"one of {', '.join(PLOTS)}")
 
     def run(self) -> None:
