@@ -42,7 +42,7 @@ def share_map(
 
 
 def acceptance_maps(campaign: Campaign, images: Images) -> list[GridMap]:
-    """Where the device draws the cloud's token in mode exact; where mode ciar keeps it, or asks and was right.
+    """Where drafts stand in mode exact; where mode ciar keeps tokens, and whether they stood where it asked.
 
     A place counts once: what was drafted behind a rejected token and drawn again is not in here.
     """

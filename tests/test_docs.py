@@ -61,11 +61,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory, ports: dict[str, str]) -> Ite
     """A folder to run blocks in, with the commands on its PATH and the services of the pages running."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "bin").mkdir()
-    for name, module in MODULES.items():
+    for name, words in {"python": "", **{name: f"-m {module}" for name, module in MODULES.items()}}.items():
         command = folder / "bin" / name
-        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@"\n')
+        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words} "$@"\n')
         command.chmod(0o755)
-    (folder / "bin/python").symlink_to(sys.executable)
     services = {text for page in PAGES for _, text in blocks(page, "service")}
     running = [start(folder, localised(text, ports)) for text in sorted(services)]
     try:
@@ -106,20 +105,19 @@ def await_ready(service: subprocess.Popen[str]) -> None:
     raise AssertionError("".join(heard))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "runnable")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "runnable")], ids=str)
 def test_marked_blocks_run(page: Path, desk: Path, ports: dict[str, str]) -> None:
-    """All of a page's shell blocks in one shell, each of its programs by itself."""
-    scripts: list[tuple[str, ...]] = []
-    shell = [text for language, text in blocks(page, "runnable") if language == "bash"]
-    scripts += [("bash", "-euo", "pipefail", "-c", "\n".join(shell))] if shell else []
-    scripts += [("python", "-c", text) for language, text in blocks(page, "runnable") if language == "python"]
+    """A page's shell blocks in one shell, each of its programs by itself."""
+    marked = blocks(page, "runnable")
+    shell = "".join(text for language, text in marked if language == "bash")
+    programs = [text for language, text in marked if language == "python"]
     before = set(desk.glob("*.png"))
-    for *command, text in scripts:
+    for command, text in [("bash -euo pipefail -c", shell), *(("python -c", text) for text in programs)]:
+        words = [*command.split(), localised(text, ports)]
         done = subprocess.run(
-            [str(desk / "bin/python") if command[0] == "python" else command[0], *command[1:], localised(text, ports)],
-            cwd=desk, env=surroundings(desk), capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{page.name}:\n{text}\n{done.stdout}{done.stderr}"
+            words, cwd=desk, env=surroundings(desk), capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
     drawn = set(desk.glob("*.png"))
     assert drawn > before and all(file.stat().st_size > 500 for file in drawn)
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from device_client.progress import Counters, Progress, Source
+from device_client.progress import Counters, Progress
+from device_client.progress import Source as Decider
 from evaluation import columns
 from evaluation.breakeven import costs, row_plot
 from evaluation.campaign import Campaign, Source, Turn
@@ -255,7 +256,7 @@ def test_break_even_by_the_time_of_a_step() -> None:
 
 
 def test_shares_by_position() -> None:
-    kept, verified, corrected = Source.KEPT, Source.VERIFIED, Source.CORRECTED
+    kept, verified, corrected = Decider.KEPT, Decider.VERIFIED, Decider.CORRECTED
     sources = np.array([[kept, verified, verified, kept], [kept, corrected, verified, verified]])
     found = share_map("accepted", sources, {verified}, (verified, corrected))
     assert found.counts.tolist() == [[0, 2], [2, 1]] and found.mean == pytest.approx(0.8)
