@@ -109,13 +109,17 @@ def write_waterfall(out: Path, bars: Mapping[str, Sequence[Stretch]]) -> None:
     figure, plots = paper(len(bars))
     longest_s = max(stretch.end_s for stretches in bars.values() for stretch in stretches)
     for axes, (name, stretches) in zip(plots, bars.items(), strict=True):
+        told = []
         for who, colour in COLOURS.items():
             own = [(s.start_s, s.end_s - s.start_s) for s in stretches if s.who == who]
             axes.broken_barh(own, (0, 1), facecolors=colour, label=who)
-        axes.set(title=name, yticks=[], xlim=(0, longest_s))
-        axes.title.set_fontsize("small")
-    plots[0].legend(fontsize="x-small", loc="upper right", ncols=len(COLOURS))
-    plots[-1].set_xlabel("seconds")
+            told.append(f"{who} {sum(length_s for _, length_s in own):.2f} s")
+        axes.set_title(f"{name}: {', '.join(told)}", fontsize="medium", loc="left")
+        axes.set(yticks=[], xlim=(0, 1.02 * longest_s), ylim=(0, 1))
+        axes.spines[["left", "top", "right"]].set_visible(False)
+        axes.tick_params(labelbottom=axes is plots[-1])
+    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower right", ncols=len(COLOURS))
+    plots[-1].set_xlabel("seconds since the picture was asked for")
     _save(out, "waterfall", figure)
     rows = [[name, s.who, s.start_s, s.end_s] for name, stretches in bars.items() for s in stretches]
     _write_csv(out, "waterfall", ["row", "who", "start s", "end s"], rows)
