@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
@@ -37,7 +38,7 @@ MODULES = MappingProxyType(
 )
 BLOCK = re.compile(r"^```(\S+)(?: (\w+))?\n(.*?)^```$|^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-READY_S = 60.0
+READY_S = 120.0
 
 
 def blocks(page: Path, word: str) -> list[tuple[str, str]]:
@@ -66,15 +67,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory, ports: dict[str, str]) -> Ite
         command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words} "$@"\n')
         command.chmod(0o755)
     services = {text for page in PAGES for _, text in blocks(page, "service")}
-    running = [start(folder, localised(text, ports)) for text in sorted(services)]
-    try:
-        for service in running:
+    with ExitStack() as running:
+        for service in [running.enter_context(process(folder, localised(text, ports))) for text in services]:
             await_ready(service)
         yield folder
-    finally:
-        for service in running:
-            service.terminate()
-            service.wait(30)
 
 
 def localised(text: str, ports: dict[str, str]) -> str:
@@ -87,12 +83,18 @@ def surroundings(folder: Path) -> dict[str, str]:
     return {**plain, "PATH": path, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
-def start(folder: Path, text: str) -> subprocess.Popen[str]:
-    command = ["sh", "-c", f"exec {text.strip()}"]
+@contextmanager
+def process(folder: Path, text: str) -> Iterator[subprocess.Popen[str]]:
+    """A service, ended with the block at the latest."""
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=folder, env=surroundings(folder), text=True, stdout=pipe, stderr=subprocess.STDOUT
-    )
+    with subprocess.Popen(
+        ["sh", "-c", f"exec {text.strip()}"],
+        cwd=folder, env=surroundings(folder), text=True, stdout=pipe, stderr=subprocess.STDOUT,
+    ) as service:  # fmt: skip
+        try:
+            yield service
+        finally:
+            service.kill()
 
 
 def await_ready(service: subprocess.Popen[str]) -> None:
