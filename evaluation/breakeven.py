@@ -21,7 +21,7 @@ from evaluation.statistics import Figure, exactly
 from evaluation.sweeps import Curve, Plot
 
 ROWS = (EXACT[0], CIAR)
-STEPS_MS = tuple(float(step) for step in range(41))
+SHOWN_MS, POINTS = 40.0, 41  # the steps a line is drawn for, from 0 on; further where one was longer
 BELOW, FASTER, SLOWER = "break-even: faster below", "measured: faster", "measured: slower"
 
 
@@ -70,7 +70,8 @@ def row_plot(name: str, pairs: Sequence[tuple[Sequence[Record], Sequence[Record]
     """The plot of one row; `pairs` are the base's images and its own, link by link, the nearest first."""
     base, near = pairs[0]
     cost = costs(near, base)
-    line = [(ms, exactly(1e3 * max(cost.round_trip_s(ms / 1e3), 0.0))) for ms in STEPS_MS]
+    steps_ms = np.linspace(0, max(SHOWN_MS, *(1.2e3 * step_s(base) for base, _ in pairs)), POINTS)
+    line = [(float(ms), exactly(1e3 * max(cost.round_trip_s(ms / 1e3), 0.0))) for ms in steps_ms]
     points: dict[bool, list[tuple[float, Figure]]] = {True: [], False: []}
     for base, ours in pairs:
         where = 1e3 * step_s(base), exactly(2e3 * PROFILES[ours[0].link].delay_s)

@@ -57,7 +57,7 @@ def write_break_even(out: Path, plots: Sequence[Plot]) -> None:
         _draw(axes, plot)
         line = plot.curves[0].points
         axes.fill_between([x for x, _ in line], [y.value for _, y in line], alpha=0.12)
-        axes.set(xlim=(0, line[-1][0]), ylim=(0, top))
+        axes.set(xlim=(0, line[-1][0]), ylim=(-0.02 * top, top))
     _save(out, "breakeven", figure)
     rows = [[p.title, c.name, x, y.value] for p in plots for c in p.curves for x, y in c.points]
     _write_csv(out, "breakeven", ["row", "curve", plots[0].x_label, plots[0].y_label], rows)
