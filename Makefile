@@ -19,10 +19,10 @@ CHROMIUM := { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && timeout 
 	"apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium chromium-driver" > /dev/null 2>&1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto check test demo serve train bench trust ci
+.PHONY: help setup proto reference check test demo serve train bench trust ci
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## create .venv with the pinned versions and the commands
 
@@ -38,6 +38,10 @@ proto: $(READY) ## regenerate shared/wire/pb from proto/
 	@echo "== proto: shared/wire/pb from proto/ciar/v1/ciar.proto"
 	$(BIN)/python -m grpc_tools.protoc -I shared/wire/pb=proto/ciar/v1 \
 		--python_out=. --pyi_out=. --grpc_python_out=. shared/wire/pb/ciar.proto
+
+reference: $(READY) ## regenerate docs/protocol.md and docs/rest.md
+	@echo "== reference: docs/protocol.md from the proto, docs/rest.md from OpenAPI"
+	$(ONE_THREAD) $(BIN)/python -m evaluation.reference
 
 check: $(READY) ## lint, types, protocol up to date, import law
 	@echo "== check: ruff, mypy, buf, generated code, import law"

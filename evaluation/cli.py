@@ -19,7 +19,7 @@ from evaluation.verbs.operations import Faults, Load, Replicas, Soak
 from evaluation.verbs.quality import Quality
 from evaluation.verbs.serving import Fuzz, Overhead
 from evaluation.verbs.sheet import Sheet
-from evaluation.verbs.study import All, Figure, Table
+from evaluation.verbs.study import All, Draw, Table
 from shared.config import wrong_values
 from shared.errors import CiarError
 
@@ -37,8 +37,8 @@ class EvalApp(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CIAR_EVAL_", cli_kebab_case=True, cli_prog_name="ciar-eval")
     all: CliSubCommand[All]
     table: CliSubCommand[Table]
-    figure: CliSubCommand[Figure]
     method: CliSubCommand[Method]
+    plot: CliSubCommand[Draw]
     quality: CliSubCommand[Quality]
     auroc: CliSubCommand[Auroc]
     bench: CliSubCommand[Bench]

@@ -22,8 +22,8 @@ from evaluation.run import gate_row
 from evaluation.statistics import Figure, exactly
 from shared.errors import InvalidRequest
 
-BUDGETS = (0.12, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4)
-SWEPT_GATES = ("interval", "entropy", "margin", "random")
+BUDGETS = (0.12, 0.18, 0.25, 0.32, 0.4)
+SWEPT_GATES = ("agreement", "entropy", "margin", "interval", "random")
 PREFIXES = (0.0, 0.03, 0.06, 0.12, 0.25)
 ROUND_TRIPS_S = tuple(0.005 * step for step in range(41))  # 0 to 200 ms
 ASKED = (0.1, 0.2, 0.3, 0.4)  # shares of tokens at which ciar-eval auroc counts the wrong ones
@@ -32,12 +32,14 @@ RIVALS = (BASE, EXACT[0], CIAR)
 
 @dataclass(frozen=True)
 class Curve:
-    """Named points (x, y); `marked` ones are measured where the line `of` another name is computed."""
+    """Named points (x, y); `marked` ones are measured where the line `of` another name is computed, and
+    drawn `hollow` where they tell of a loss."""
 
     name: str
     points: tuple[tuple[float, Figure], ...]
     marked: bool = False
     of: str = ""
+    hollow: bool = False
 
     @property
     def line(self) -> str:

@@ -1,7 +1,9 @@
 // The form as a wish, as a link, and back. Seeds stay text: they have more digits than a number keeps.
 
-const USES = { ciar: ["gate", "by", "span"], exact: ["span"], "cloud-only": [], "device-only": [] };
-const FIELDS = ["prompt", "seed", "mode", "gate", "cloud_budget", "threshold", "span"];
+const USES = { ciar: ["gate", "by", "policy", "span", "in_flight"], exact: ["span", "in_flight"], "cloud-only": [], "device-only": [] };
+const PLAIN = ["gate", "policy", "span", "in_flight"];
+const NUMBERS = ["seed", "cloud_budget", "threshold", "in_flight", "partial_images"];
+const FIELDS = ["prompt", "seed", "mode", "cloud_budget", "threshold", ...PLAIN];
 const byId = (id) => document.getElementById(id);
 
 /** What the form says, as text by name; what is left to the model is missing. */
@@ -9,16 +11,15 @@ export function read() {
   const mode = document.querySelector("input[name=mode]:checked").value;
   const wish = { prompt: byId("prompt").value.trim(), seed: byId("seed").value.trim() || "0", mode };
   const uses = USES[mode] ?? [];
-  if (uses.includes("gate") && byId("gate").value) wish.gate = byId("gate").value;
+  for (const name of PLAIN) if (uses.includes(name) && byId(name).value.trim()) wish[name] = byId(name).value.trim();
   if (uses.includes("by") && byId("by").value && byId("amount").value) wish[byId("by").value] = byId("amount").value;
-  if (uses.includes("span") && byId("span").value.trim()) wish.span = byId("span").value.trim();
   return wish;
 }
 
 /** The JSON of a wish. */
 export function body(wish) {
   const parts = Object.entries({ ...wish, partial_images: "0" }).map(([name, value]) => {
-    const number = ["seed", "cloud_budget", "threshold", "partial_images"].includes(name) || (name === "span" && value !== "adaptive");
+    const number = NUMBERS.includes(name) || (name === "span" && value !== "adaptive");
     return `${JSON.stringify(name)}:${number ? value.replace(/^0+(?=\d)/, "") : JSON.stringify(value)}`;
   });
   return `{${parts.join(",")}}`;
@@ -44,19 +45,18 @@ export function show(wish) {
   byId("seed").value = wish.seed;
   const mode = [...document.querySelectorAll("input[name=mode]")].find((radio) => radio.value === wish.mode);
   if (mode) mode.checked = true;
-  byId("gate").value = wish.gate ?? "";
+  for (const name of PLAIN) byId(name).value = wish[name] ?? "";
   const by = ["cloud_budget", "threshold"].find((name) => wish[name]);
   byId("by").value = by ?? "";
   byId("amount").value = by ? wish[by] : "";
-  byId("span").value = wish.span ?? "";
-  byId("more").open = Boolean(wish.gate || by || wish.span);
+  byId("more").open = Boolean(by || PLAIN.some((name) => wish[name]));
   adapt();
 }
 
 /** Close the fields that mean nothing in the chosen mode. */
 export function adapt() {
   const mode = document.querySelector("input[name=mode]:checked").value, uses = USES[mode] ?? [];
-  for (const id of ["gate", "by", "span"]) byId(id).disabled = !uses.includes(id);
+  for (const id of ["by", ...PLAIN]) byId(id).disabled = !uses.includes(id);
   const by = uses.includes("by") ? byId("by").value : "";
   byId("amount-field").hidden = !by;
   byId("amount-label").textContent = by === "threshold" ? "Threshold: asks above this score" : "Cloud forwards per token, 0 to 1";

@@ -1,4 +1,4 @@
-"""`ciar-eval table`, `figure` and `all`: what they share are the flags of a study."""
+"""`ciar-eval table`, `plot` and `all`: what they share are the flags of a study."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from pydantic_settings import CliImplicitFlag, CliPositionalArg
 from rich.console import Console
 
 from evaluation import sweeps
+from evaluation.breakeven import break_even
 from evaluation.campaign import Campaign, Source, Turn
 from evaluation.gallery import read_pictures
 from evaluation.metrics import CriticEye, Reference
 from evaluation.paper import LINKS, TABLES
-from evaluation.plots import write_plot, write_waterfall
+from evaluation.plots import write_break_even, write_maps, write_picture, write_plot, write_waterfall
 from evaluation.policies import PROMPTS
+from evaluation.positions import acceptance_maps
 from evaluation.records import Book, Record
 from evaluation.report import Jury, make_table, numbered, write_table
+from evaluation.showcase import picture_and_map, picture_rows
 from evaluation.verbs.sheet import prompts_of
 from shared.errors import InvalidRequest
 from shared.models.critic import PIXELS, load_critic
 from shared.models.zoo import find
 
 QUICK_IMAGES, QUICK_LINKED = 5, 2
-FIGURES = ("thresholds", "prefix", "auroc", "rtt", "waterfall")
+PLOTS = (
+    "thresholds", "prefix", "auroc", "rtt", "breakeven", "waterfall", "acceptance", "pictures", "map",
+)  # fmt: skip
 Images = list[tuple[str, int]]
 
 
@@ -73,7 +78,7 @@ class Study(BaseModel):
         """Fill and write one table."""
         return write_table(self.out, *make_table(TABLES[number], campaign, jury, self.wanted(count)))
 
-    def figure(self, name: str, campaign: Campaign, count: int | None = None) -> None:
+    def draw(self, name: str, campaign: Campaign, count: int | None = None) -> None:
         """Draw and write one figure."""
         _DRAW[name](self, campaign, self.wanted(count))
 
@@ -102,6 +107,22 @@ def _rtt(study: Study, campaign: Campaign, images: Images) -> None:
     sys.stdout.write("".join(f"{note}\n" for note in plot.notes))
 
 
+def _breakeven(study: Study, campaign: Campaign, images: Images) -> None:
+    write_break_even(study.out, break_even(campaign, images, LINKS))
+
+
+def _acceptance(study: Study, campaign: Campaign, images: Images) -> None:
+    write_maps(study.out, acceptance_maps(campaign, images))
+
+
+def _pictures(study: Study, campaign: Campaign, images: Images) -> None:
+    write_picture(study.out, "pictures", picture_rows(campaign, images))
+
+
+def _map(study: Study, campaign: Campaign, images: Images) -> None:
+    write_picture(study.out, "map", picture_and_map(campaign, images))
+
+
 def _waterfall(study: Study, campaign: Campaign, images: Images) -> None:
     turns = [Turn(row, "4g") for row in sweeps.RIVALS]
     bars = {f"{turn.row.name}, 4g": sweeps.waterfall(campaign.watch(turn, images[0])) for turn in turns}
@@ -109,7 +130,21 @@ def _waterfall(study: Study, campaign: Campaign, images: Images) -> None:
 
 
 _DRAW: dict[str, Callable[[Study, Campaign, Images], None]] = dict(
-    zip(FIGURES, (_thresholds, _prefix, _auroc, _rtt, _waterfall), strict=True)
+    zip(
+        PLOTS,
+        (
+            _thresholds,
+            _prefix,
+            _auroc,
+            _rtt,
+            _breakeven,
+            _waterfall,
+            _acceptance,
+            _pictures,
+            _map,
+        ),
+        strict=True,
+    )
 )
 
 
@@ -124,17 +159,19 @@ class Table(Study):
             sys.stdout.write(self.table(self.number, campaign, self.jury()))
 
 
-class Figure(Study):
-    """Draw one figure to OUT/figure-NAME.png, its numbers to .csv."""
+class Draw(Study):
+    """Draw one figure to OUT/figure-NAME.png, its numbers to .csv. `pictures` and `map` are drawn images."""
 
-    name: CliPositionalArg[Literal["thresholds", "prefix", "auroc", "rtt", "waterfall"]] = Field(
-        description=f"one of {', '.join(FIGURES)}"
-    )
+    name: CliPositionalArg[
+        Literal[
+            "thresholds", "prefix", "auroc", "rtt", "breakeven", "waterfall", "acceptance", "pictures", "map"
+        ]
+    ] = Field(description=f"one of {', '.join(PLOTS)}")
 
     def run(self) -> None:
         """Draw what is missing, write the figure."""
         with self.campaign() as campaign:
-            self.figure(self.name, campaign)
+            self.draw(self.name, campaign)
 
 
 class All(Study):
@@ -151,12 +188,12 @@ class All(Study):
                 self.table(number, campaign, jury, linked if number == max(TABLES) else count)
                 for number in sorted(TABLES)
             ]
-            for name in self._figures():
-                self.figure(name, campaign, linked)
+            for name in self._plots():
+                self.draw(name, campaign, linked)
         text = "\n".join(texts)
         (self.out / "results.md").write_text(text, encoding="utf-8")
         sys.stdout.write(text)
 
-    def _figures(self) -> Sequence[str]:
+    def _plots(self) -> Sequence[str]:
         told = (self.auroc or self.out / "auroc.json").is_file()
-        return [name for name in FIGURES if told or name != "auroc"]
+        return [name for name in PLOTS if told or name != "auroc"]

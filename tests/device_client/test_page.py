@@ -114,11 +114,13 @@ def test_a_drawing_is_stopped(browser: Browser, page: str, monkeypatch: pytest.M
 
 def test_a_link_draws_the_picture_again(browser: Browser, page: str) -> None:
     seed = 2**64 - 1  # more digits than a number of JavaScript keeps
-    browser.open(f"{page}/#prompt={quote('a green apple')}&seed={seed}&mode=exact&span=3")
+    browser.open(f"{page}/#prompt={quote('a green apple')}&seed={seed}&mode=exact&span=3&in_flight=2")
     browser.until(lambda: browser.at("actions").is_displayed())
-    want = picture(page, prompt="a green apple", seed=seed, mode="exact", span=3)
+    want = picture(page, prompt="a green apple", seed=seed, mode="exact", span=3, in_flight=2)
     assert browser.canvas("picture").convert("RGB").tobytes() == want.tobytes()
     assert browser.at("seed").get_property("value") == str(seed)
+    assert browser.at("in_flight").get_property("value") == "2"
+    assert not browser.at("policy").is_enabled(), "nothing is gated in this mode"
     browser.until_idle()
     browser.at("link").click()
     browser.until(

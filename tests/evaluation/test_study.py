@@ -12,7 +12,9 @@ import pytest
 from torch import Tensor
 
 from device_client.progress import Counters, Progress
+from device_client.progress import Source as Decider
 from evaluation import columns
+from evaluation.breakeven import costs, row_plot
 from evaluation.campaign import Campaign, Source, Turn
 from evaluation.cli import main
 from evaluation.columns import Column, Sample
@@ -21,10 +23,12 @@ from evaluation.metrics import Looks, Reference
 from evaluation.network import PROFILES
 from evaluation.paper import NO_VARIANT, TABLES
 from evaluation.policies import BASE, CIAR, EXACT
+from evaluation.positions import share_map
 from evaluation.records import WARM_UPS, Book, Record, Setting, record_of
 from evaluation.report import REFERENCE_SEED, Jury, make_table, numbered
 from evaluation.statistics import exactly
 from evaluation.sweeps import Curve, _crossing, ranked_gates, waterfall
+from evaluation.verbs.study import PLOTS
 from shared.config import CriticConfig
 from shared.errors import InvalidRequest
 from shared.models.critic import Critic, save_critic
@@ -65,7 +69,7 @@ def test_all_fills_every_table_and_draws_every_figure(folder: Path, tmp_path: Pa
             assert any(read[column.title] for column in spec.columns) == drawn, line.name
         assert f"## Table {number}. {spec.title}" in (out / "results.md").read_text()
     assert {file.name for file in out.glob("figure-*.png")} == {
-        f"figure-{name}.png" for name in ("thresholds", "prefix", "auroc", "rtt", "waterfall")
+        f"figure-{name}.png" for name in PLOTS
     }
     lines = (out / "records.jsonl").read_text().splitlines()
     told = [json.loads(line) for line in lines]
@@ -237,6 +241,28 @@ def test_break_even_is_where_the_lines_cross() -> None:
     assert _crossing(base, slow) == "at no round trip"
 
 
+def test_break_even_by_the_time_of_a_step() -> None:
+    """Per token: 0.3 forwards, as long as a step of 10 ms, 0.24 rounds, 10 ms of device: none at 10 ms."""
+    base = [record(counters=replace(COUNTERS, cloud_forwards=100, cloud_s=1.0, total_s=3.0))]
+    ours = [record(counters=replace(COUNTERS, cloud_s=0.3))]
+    cost = costs(ours, base)
+    assert (cost.forwards, cost.longer, cost.rounds, cost.device_s) == pytest.approx((0.3, 1.0, 0.24, 0.01))
+    assert cost.round_trip_s(0.010) < 0 and cost.round_trip_s(0.040) == pytest.approx(0.018 / 0.24)
+    slow = [record(link="4g", counters=replace(COUNTERS, total_s=9.0))]
+    plot = row_plot("ours", [(base, ours), (base, slow)])
+    line, faster, slower = plot.curves
+    assert line.points[10][1].value == 0 and line.points[40][1].value == pytest.approx(75)
+    assert faster.points == ((10.0, exactly(0.0)),) and slower.points == ((10.0, exactly(100.0)),)
+
+
+def test_shares_by_position() -> None:
+    kept, verified, corrected = Decider.KEPT, Decider.VERIFIED, Decider.CORRECTED
+    sources = np.array([[kept, verified, verified, kept], [kept, corrected, verified, verified]])
+    found = share_map("accepted", sources, {verified}, (verified, corrected))
+    assert found.counts.tolist() == [[0, 2], [2, 1]] and found.mean == pytest.approx(0.8)
+    assert np.isnan(found.shares[0, 0]) and found.shares[0, 1] == 0.5 and found.shares[1, 1] == 1
+
+
 def test_a_waterfall_is_the_time_of_an_image() -> None:
     def step(device_s: float, cloud_s: float, wait_s: float) -> Progress:
         counters = replace(COUNTERS, device_s=device_s, cloud_s=cloud_s, wait_s=wait_s)
@@ -269,10 +295,10 @@ def test_numbered_images_have_a_seed_each() -> None:
     ("flags", "status", "says"),
     [
         (["table", "9"], 2, "9"),
-        (["figure", "pie"], 2, "pie"),
+        (["plot", "pie"], 2, "pie"),
         (["table", "1", "--model", "dalle"], 1, "unknown model 'dalle'"),
         (["table", "1", "--prompts", "nowhere.txt"], 1, "nowhere.txt"),
-        (["figure", "auroc"], 1, "--auroc"),
+        (["plot", "auroc"], 1, "--auroc"),
         (["link", "--profile", "3g", "--to", "host:1"], 1, "5g, 4g, wifi, loopback"),
         (["link", "--to", "nowhere"], 1, "host:port"),
     ],
