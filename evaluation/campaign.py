@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from device_client.link import CloudLink
 from device_client.loop import Progress, Request
 from device_client.policy import Policy
+from evaluation.comparison import Matched
+from evaluation.engine import COMPILED, EAGER
 from evaluation.network import profile_named
 from evaluation.policies import Row
 from evaluation.records import WARM_UPS, Book, Record, Setting, commit, machine
@@ -37,6 +39,7 @@ from shared.threads import use_threads
 
 WARM_SEED = 9_000  # images that warm up are never measured
 TUNING_SHARE = 5  # every fifth image settles thresholds
+PointT = TypeVar("PointT")
 Report = Callable[[Record], None]
 
 
@@ -51,12 +54,23 @@ class Turn:
 
 @dataclass(frozen=True)
 class Source:
-    """Which models, and how they are run."""
+    """Which models, and how they are run: `compiled` is the server's engine, `threads` are the device's."""
 
     model: str
     models: Path
     variants: Path | None = None
     threads: int = 1
+    compiled: bool = False
+
+    @property
+    def engine(self) -> str:
+        """What records call the server's engine."""
+        return COMPILED if self.compiled else EAGER
+
+    @property
+    def server_flags(self) -> tuple[str, ...]:
+        """Of `cloud-server`, behind the model."""
+        return ("--models", str(self.models), *(["--compile"] if self.compiled else []))
 
     def package(self, variant: str) -> DevicePackage:
         """A device model. Raises InvalidRequest where there is no such variant, and what loading raises."""
@@ -72,10 +86,15 @@ class Source:
 
 
 class Campaign:
-    """A book and the machinery that fills it; a context manager, since it may hold processes."""
+    """A book and the machinery that fills it; a context manager, since it may hold processes.
 
-    def __init__(self, source: Source, book: Book, report: Report = lambda record: None) -> None:
-        self.source, self.book, self._report = source, book, report
+    With `smoke` it is only to be seen that everything runs: nothing is warmed, and dials have two points.
+    """
+
+    def __init__(
+        self, source: Source, book: Book, report: Report = lambda record: None, *, smoke: bool = False
+    ) -> None:
+        self.source, self.book, self._report, self._smoke = source, book, report, smoke
         self._open = contextlib.ExitStack()
         self._server = ""
         self._addresses: dict[str, str] = {}
@@ -101,6 +120,10 @@ class Campaign:
         """That of the model itself."""
         return self.package().calibration
 
+    def dial(self, points: Sequence[PointT]) -> list[PointT]:
+        """The points a sweep visits of those it could."""
+        return [*points[:1], *points[1:][-1:]] if self._smoke else [*points]
+
     def records(
         self, turns: Sequence[Turn], images: Sequence[tuple[str, int]], *, warm: bool = True
     ) -> list[list[Record]]:
@@ -108,6 +131,7 @@ class Campaign:
 
         What is missing is drawn, after WARM_UPS images of each turn where `warm` ones are asked for.
         """
+        warm = warm and not self._smoke
         missing = [turn for turn in turns if any(self._find(turn, image, warm) is None for image in images)]
         if warm:
             self._warm_up(missing, images)
@@ -119,16 +143,18 @@ class Campaign:
 
     def watch(self, turn: Turn, image: tuple[str, int]) -> list[Progress]:
         """Every step of one image, which is not recorded. The device's first image is never watched."""
-        self._warm_up([turn], [image])
+        if not self._smoke:
+            self._warm_up([turn], [image])
         package, policy, target = self._ready(turn)
         return self._loop.run(watch(package, target, self._request(turn, image), policy))
 
     def matched(self, gate: str, budget: float, images: Sequence[tuple[str, int]]) -> Row:
         """The row of a gate whose threshold really gives `budget` cloud forwards per token: see `settled`."""
-        tried = tried_thresholds(self.calibration(), gate)
+        tried = self.dial(tried_thresholds(self.calibration(), gate))
         own = [(prompt, TUNING_SEED + seed) for prompt, seed in images[::TUNING_SHARE]]
         drawn = self.records([Turn(gate_row(gate, tau, gate)) for tau in tried], own, warm=False)
-        return gate_row(f"{gate}, {budget:.0%}", settled(tried, drawn, budget), gate)
+        name = Matched(gate, budget).settled_name
+        return gate_row(name, settled(tried, drawn, budget), gate)
 
     def _warm_up(self, turns: Sequence[Turn], images: Sequence[tuple[str, int]]) -> None:
         for count in range(WARM_UPS):
@@ -160,8 +186,8 @@ class Campaign:
         """What a turn runs with; server and link are started where they are not running."""
         package = self.package(turn.variant)
         if not self._server:
-            command = (self.source.model, "--models", str(self.source.models))
-            self._server = self._open.enter_context(cloud_server(*command))
+            server = cloud_server(self.source.model, *self.source.server_flags)
+            self._server = self._open.enter_context(server)
         if turn.link not in self._addresses:
             link = link_to(self._server, profile_named(turn.link))
             self._addresses[turn.link] = self._open.enter_context(link)
@@ -188,6 +214,7 @@ class Campaign:
             package.name,
             package.cloud_digest,
             package.digest,
+            engine=self.source.engine,
             threads=self.source.threads,
             commit=self._commit,
             machine=self._machine,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import NoReturn, Protocol, cast
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfigDict, get_subcommand
@@ -58,18 +61,37 @@ class EvalApp(BaseSettings):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one measurement. Exit status 0, 1 for an error that says what to do, 2 for a wrong flag."""
+    """Run one measurement. Exit status: 0, 1 an error that says what to do, 2 a wrong flag, 130 and 143 where
+    SIGINT or SIGTERM ended it. Servers and links that it started end with it.
+    """
     try:
         verb = get_subcommand(CliApp.run(EvalApp, cli_args=list(sys.argv[1:] if argv is None else argv)))
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
     try:
-        cast(Verb, verb).run()
+        with _unwound():
+            cast(Verb, verb).run()
     except CiarError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
+
+
+@contextlib.contextmanager
+def _unwound() -> Iterator[None]:
+    """SIGTERM is an exit like any other: what holds processes gets to end them."""
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,11 @@ class Matched:
     gate: str
     budget: float
 
+    @property
+    def settled_name(self) -> str:
+        """What the row is called once its threshold is settled."""
+        return f"{self.gate}, {self.budget:.0%}"
+
 
 @dataclass(frozen=True)
 class Line:
@@ -51,6 +56,11 @@ class TableSpec:
     columns: tuple[Column, ...]
     paper: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def timed(self) -> bool:
+        """Whether any of its figures is one of time."""
+        return any(column.timed for column in self.columns)
 
 
 Body = list[tuple[Line, list[Figure | None] | str]]  # figures, or why there are none

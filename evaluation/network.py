@@ -178,7 +178,7 @@ class ShapedLink:
             return
         try:
             await self._carry_both((reader, writer), (far_reader, far_writer))
-        except* ConnectionError:
+        except* OSError:
             _reset(writer)
             _reset(far_writer)
         finally:
@@ -206,7 +206,7 @@ async def _take(reader: asyncio.StreamReader, lane: Lane, flight: _Flight) -> No
     while chunk:
         try:
             chunk = await reader.read(CHUNK)
-        except ConnectionError:
+        except OSError:
             chunk = None
         now_s = time.perf_counter()
         await flight.put((lane.schedule(now_s, len(chunk or b"")), chunk))
@@ -215,7 +215,11 @@ async def _take(reader: asyncio.StreamReader, lane: Lane, flight: _Flight) -> No
 
 
 async def _give(flight: _Flight, writer: asyncio.StreamWriter) -> None:
-    """Write each chunk when it is due. Raises ConnectionError for a reset on either side."""
+    """Write each chunk when it is due. Raises OSError for a loss on either side.
+
+    Mostly that is a ConnectionError; a half-close of a connection whose loss nobody has read yet is ENOTCONN,
+    which is none.
+    """
     while True:
         due_s, chunk = await flight.get()
         while (wait_s := due_s - HOP_S - time.perf_counter()) > 0:

@@ -116,7 +116,7 @@ GATES = TableSpec(
         Line("margin (ours)", Matched("margin", EQUAL_BUDGET)),
         Line("agreement (ours)", Matched("agreement", EQUAL_BUDGET)),
     ),
-    (c.CALLS, c.LOCAL, c.DIFFERING, c.DISTANCE, c.DISTANCE_CHANGE, c.SCORE_CHANGE, c.SECONDS),
+    (c.CALLS, c.LOCAL, c.DIFFERING, c.DISTANCE, c.DISTANCE_CHANGE, c.SCORE_CHANGE),
     ("FID",),
     ("Spans of 5; each threshold is settled on images of its own, for 30 % of the forwards.",),
 )

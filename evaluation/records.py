@@ -62,6 +62,11 @@ class Record:
         """What makes an image this one: drawn again it would be the same."""
         return self.draws, self.prompt, self.seed, self.link
 
+    @property
+    def pipelined(self) -> bool:
+        """Whether several rounds may have been under way at a time: then computing and waiting overlap."""
+        return int(self.flags.get("policy", {}).get("in_flight", 1)) > 1
+
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, with the derived counters; `record_of` inverts it."""
         return {**asdict(self), "counters": self.counters.as_dict()}
@@ -93,6 +98,10 @@ class Book:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def __iter__(self) -> Iterator[Record]:
+        """All of them, in the order in which they were drawn."""
+        return iter(self._records.values())
 
     def find(self, key: tuple[str, str, int, str], *, warm: bool) -> Record | None:
         """The record of an image; a cold one only where `warm` is not asked for."""

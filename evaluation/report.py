@@ -65,7 +65,7 @@ def make_table(
     for turn in turns.values():
         if isinstance(turn, Turn):
             wanted += [each for each in (Turn(BASE, turn.link), turn) if each not in wanted]
-    records = campaign.records(wanted, images)
+    records = campaign.records(wanted, images, warm=spec.timed)
     samples: dict[int, Sample | str] = {}
     for place, turn in turns.items():
         if isinstance(turn, str):

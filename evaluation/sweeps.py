@@ -71,7 +71,7 @@ def thresholds(campaign: Campaign, images: Images) -> Plot:
     curves = []
     for gate in SWEPT_GATES:
         table = campaign.calibration().table(gate)
-        taus = sorted({table.threshold(budget) for budget in BUDGETS})
+        taus = campaign.dial(sorted({table.threshold(budget) for budget in BUDGETS}))
         rows = [gate_row(f"{gate}, {tau:.4g}", tau, gate) for tau in taus]
         curves.append(Curve(gate, tuple(_likeness(campaign, rows, images))))
     return Plot(
@@ -86,7 +86,8 @@ def thresholds(campaign: Campaign, images: Images) -> Plot:
 
 def prefix(campaign: Campaign, images: Images) -> Plot:
     """The share of the image that the cloud draws first."""
-    rows = [Row(f"prefix {rho:g}", "ciar", {"prefix_rate": rho}) for rho in PREFIXES]
+    rates = campaign.dial(PREFIXES)
+    rows = [Row(f"prefix {rho:g}", "ciar", {"prefix_rate": rho}) for rho in rates]
     found = _likeness(campaign, rows, images)
     return Plot(
         "prefix",
@@ -94,8 +95,8 @@ def prefix(campaign: Campaign, images: Images) -> Plot:
         "prefix rate",
         "share of tokens unlike the base's; cloud forwards per token",
         (
-            Curve("unlike the base", tuple(zip(PREFIXES, [unlike for _, unlike in found], strict=True))),
-            Curve("cloud forwards", tuple(zip(PREFIXES, [exactly(c) for c, _ in found], strict=True))),
+            Curve("unlike the base", tuple(zip(rates, [unlike for _, unlike in found], strict=True))),
+            Curve("cloud forwards", tuple(zip(rates, [exactly(c) for c, _ in found], strict=True))),
         ),
     )
 
@@ -112,19 +113,23 @@ def round_trips(campaign: Campaign, images: Images, links: Sequence[str] = ()) -
     curves = [_by_formula(row.name, records) for row, records in zip(RIVALS, near, strict=True)]
     far = drawn[len(RIVALS) :]
     marks = [_by_clock(row.name, far[place :: len(RIVALS)]) for place, row in enumerate(RIVALS)]
-    told = [f"{curve.name} is faster than the base: {_crossing(curves[0], curve)}" for curve in curves[1:]]
+    lines = [curve for curve in curves[1:] if curve.points]
+    told = [f"{curve.name} is faster than the base: {_crossing(curves[0], curve)}" for curve in lines]
     return Plot(
         "rtt",
         "Where the network eats what was saved",
         "round trip, s",
         "seconds an image",
-        (*curves, *(curve for curve in marks if curve.points)),
+        tuple(curve for curve in (*curves, *marks) if curve.points),
         tuple(told),
     )
 
 
 def _by_formula(name: str, records: Sequence[Record]) -> Curve:
-    """Loopback records as they would be at other round trips."""
+    """Loopback records as they would be at other round trips; nothing where rounds overlap: at another round
+    trip other rounds would be void, and the formula does not know which."""
+    if any(record.pipelined for record in records):
+        return Curve(name, ())
     points = [(rtt, _median(_told(Profile("", delay_s=rtt / 2)), records)) for rtt in ROUND_TRIPS_S]
     return Curve(name, tuple(points))
 
@@ -171,22 +176,37 @@ class Stretch:
 
 
 def waterfall(steps: Sequence[Progress]) -> list[Stretch]:
-    """The time of one image, stretch by stretch: the device, the cloud's model, waiting for anything else."""
+    """The time of one image, stretch by stretch: the device, the cloud's model, waiting for anything else.
+
+    What of the cloud's time passed while the device drew, with several rounds in flight, is the device's.
+    """
     stretches, now_s = [], 0.0
     device_s = cloud_s = wait_s = 0.0
+    trips = 0
     for step in steps:
         counters = step.counters
-        parts = (
-            ("device", counters.device_s - device_s),
-            ("cloud", counters.cloud_s - cloud_s),
-            ("network", (counters.wait_s - wait_s) - (counters.cloud_s - cloud_s)),
-        )
-        for who, length_s in parts:
+        trip_s = [trip.arrived_s - trip.sent_s for trip in step.trips[trips:] if trip.arrived_s is not None]
+        judged_s, lost_s = parted(counters.wait_s - wait_s, counters.cloud_s - cloud_s, sum(trip_s))
+        drawn_s = counters.device_s - device_s
+        for who, length_s in (("device", drawn_s), ("cloud", judged_s), ("network", lost_s)):
             if length_s > 0:
                 stretches.append(Stretch(who, now_s, now_s + length_s))
                 now_s += length_s
         device_s, cloud_s, wait_s = counters.device_s, counters.cloud_s, counters.wait_s
+        trips = len(step.trips)
     return stretches
+
+
+def parted(waited_s: float, cloud_s: float, trip_s: float) -> tuple[float, float]:
+    """Seconds waited for one answer, as those for the cloud's model and those for anything else.
+
+    Waiting ends as a trip does: the answer is under way last, for half of what is not computing; the model
+    ran before that, and the draft was under way first. Whoever waited for a whole trip, or for an opening,
+    waited for all of the model's time; who began to wait late missed the first of it.
+    """
+    down_s = min(waited_s, max(trip_s - cloud_s, 0.0) / 2)
+    judged_s = min(waited_s - down_s, cloud_s)
+    return judged_s, waited_s - judged_s
 
 
 def ranked_gates(file: Path) -> Plot:

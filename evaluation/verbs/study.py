@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from evaluation.breakeven import break_even
 from evaluation.campaign import Campaign, Source, Turn
 from evaluation.gallery import read_pictures
 from evaluation.metrics import CriticEye, Reference
+from evaluation.page import PLOTS, Story, compose, publish, row_names
 from evaluation.paper import LINKS, TABLES
 from evaluation.plots import write_break_even, write_maps, write_picture, write_plot, write_waterfall
 from evaluation.policies import PROMPTS
@@ -30,9 +32,6 @@ from shared.models.critic import PIXELS, load_critic
 from shared.models.zoo import find
 
 QUICK_IMAGES, QUICK_LINKED = 5, 2
-PLOTS = (
-    "thresholds", "prefix", "auroc", "rtt", "breakeven", "waterfall", "acceptance", "pictures", "map",
-)  # fmt: skip
 Images = list[tuple[str, int]]
 
 
@@ -47,6 +46,7 @@ class Study(BaseModel):
     critic: Path | None = Field(None, description="folder of a critic instead of the model's own")
     reference: Path | None = Field(None, description="folder of real pictures instead of the base's own")
     threads: int = Field(1, description="torch threads of the device", gt=0)
+    compiled: CliImplicitFlag[bool] = Field(False, description="let the server compile its forwards")
     auroc: Path | None = Field(None, description="the JSON of ciar-eval auroc, for its figure")
     out: Path = Field(Path("results"), description="folder of records.jsonl, tables and figures")
 
@@ -60,9 +60,15 @@ class Study(BaseModel):
     @contextmanager
     def campaign(self) -> Iterator[Campaign]:
         """The book of this folder and what fills it."""
-        source = Source(self.model, self.models.expanduser(), self.variants, self.threads)
-        with Campaign(source, Book(self.out / "records.jsonl"), _tell) as campaign:
+        source = Source(self.model, self.models.expanduser(), self.variants, self.threads, self.compiled)
+        book = Book(self.out / "records.jsonl")
+        with Campaign(source, book, _tell, smoke=self.only_runs) as campaign:
             yield campaign
+
+    @property
+    def only_runs(self) -> bool:
+        """Whether it is only to be seen that everything runs."""
+        return False
 
     def jury(self) -> Jury:
         """The critic and its reference, where there is a critic."""
@@ -76,7 +82,10 @@ class Study(BaseModel):
 
     def table(self, number: int, campaign: Campaign, jury: Jury, count: int | None = None) -> str:
         """Fill and write one table."""
-        return write_table(self.out, *make_table(TABLES[number], campaign, jury, self.wanted(count)))
+        spec = TABLES[number]
+        if self.only_runs:
+            spec = replace(spec, lines=tuple(line for line in spec.lines if line.link in _SMOKE_LINKS))
+        return write_table(self.out, *make_table(spec, campaign, jury, self.wanted(count)))
 
     def draw(self, name: str, campaign: Campaign, count: int | None = None) -> None:
         """Draw and write one figure."""
@@ -102,7 +111,7 @@ def _auroc(study: Study, campaign: Campaign, images: Images) -> None:
 
 
 def _rtt(study: Study, campaign: Campaign, images: Images) -> None:
-    plot = sweeps.round_trips(campaign, images, LINKS)
+    plot = sweeps.round_trips(campaign, images, LINKS[:1] if study.only_runs else LINKS)
     write_plot(study.out, plot)
     sys.stdout.write("".join(f"{note}\n" for note in plot.notes))
 
@@ -129,6 +138,7 @@ def _waterfall(study: Study, campaign: Campaign, images: Images) -> None:
     write_waterfall(study.out, bars)
 
 
+_SMOKE_LINKS = ("loopback", LINKS[0])
 _DRAW: dict[str, Callable[[Study, Campaign, Images], None]] = dict(
     zip(
         PLOTS,
@@ -177,11 +187,22 @@ class Draw(Study):
 class All(Study):
     """Every table and figure. The figure auroc only where its records are."""
 
-    quick: CliImplicitFlag[bool] = Field(False, description="few images: to see that everything runs")
+    quick: CliImplicitFlag[bool] = Field(False, description="few images: to see what comes of it")
+    smoke: CliImplicitFlag[bool] = Field(
+        False, description="one cold image a row, one link: to see that it runs"
+    )
+    linked: int | None = Field(None, description="images a row over links and in figures", gt=0)
+    page: Path | None = Field(None, description="write the page here too, its figures to results/ beside it")
+    note: list[str] = Field([], description="what the page shall say of how the run went")
+
+    @property
+    def only_runs(self) -> bool:
+        """As asked."""
+        return self.smoke
 
     def run(self) -> None:
         """Write everything into OUT, and OUT/results.md with all tables."""
-        count, linked = (QUICK_IMAGES, QUICK_LINKED) if self.quick else (None, None)
+        count, linked = self._sizes()
         with self.campaign() as campaign:
             jury = self.jury()
             texts = [
@@ -190,9 +211,22 @@ class All(Study):
             ]
             for name in self._plots():
                 self.draw(name, campaign, linked)
-        text = "\n".join(texts)
-        (self.out / "results.md").write_text(text, encoding="utf-8")
+            text = compose(texts, campaign.book, row_names(TABLES.values()), self._story())
+        publish(text, self.out, self.out / "results.md", "")
+        if self.page:
+            publish(text, self.out, self.page, "results")
         sys.stdout.write(text)
+
+    def _sizes(self) -> tuple[int | None, int | None]:
+        """Images of a table, and of a table over links or a figure."""
+        if self.smoke:
+            return 1, 1
+        return (QUICK_IMAGES, self.linked or QUICK_LINKED) if self.quick else (None, self.linked)
+
+    def _story(self) -> Story:
+        size = " --smoke" if self.smoke else " --quick" if self.quick else f" --images {self.images}"
+        linked = f" --linked {self.linked}" if self.linked else ""
+        return Story([f"ciar-eval all --model {self.model}{size}{linked} --out results"], self.note)
 
     def _plots(self) -> Sequence[str]:
         told = (self.auroc or self.out / "auroc.json").is_file()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import math
 import re
@@ -189,6 +190,31 @@ async def test_a_near_reset_reaches_the_far_side() -> None:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         writer.transport.abort()
         assert await asyncio.wait_for(seen, ANSWER_S) == "reset"
+    server.close()
+
+
+async def test_a_half_close_behind_an_unread_loss_is_a_loss() -> None:
+    """While the line down is busy nobody reads it; the far side resets; then the half-close is ENOTCONN."""
+    faults: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(2_000_000))
+        await asyncio.sleep(0.2)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        writer.transport.abort()
+
+    server = await asyncio.start_server(pour, "127.0.0.1", 0)
+    target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with ShapedLink(Profile("slow", rate_bps=2e6, delay_s=0.01), target) as link:
+        reader, writer = await connect(link.address)
+        await asyncio.sleep(0.4)
+        writer.write_eof()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.readexactly(2_000_000), ANSWER_S)
+        writer.close()
+    gc.collect()  # a task that nobody asks for its exception says so when it goes
+    assert not faults
     server.close()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from device_client.progress import Counters, Progress
+from device_client.progress import Counters, Progress, Trip
 from device_client.progress import Source as Decider
 from evaluation import columns
 from evaluation.breakeven import costs, row_plot
@@ -21,14 +21,14 @@ from evaluation.columns import Column, Sample
 from evaluation.comparison import Line, TableSpec, as_csv, fill, markdown
 from evaluation.metrics import Looks, Reference
 from evaluation.network import PROFILES
+from evaluation.page import PLOTS
 from evaluation.paper import NO_VARIANT, TABLES
 from evaluation.policies import BASE, CIAR, EXACT
 from evaluation.positions import share_map
 from evaluation.records import WARM_UPS, Book, Record, Setting, record_of
 from evaluation.report import REFERENCE_SEED, Jury, make_table, numbered
 from evaluation.statistics import exactly
-from evaluation.sweeps import Curve, _crossing, ranked_gates, waterfall
-from evaluation.verbs.study import PLOTS
+from evaluation.sweeps import Curve, _by_formula, _crossing, parted, ranked_gates, waterfall
 from shared.config import CriticConfig
 from shared.errors import InvalidRequest
 from shared.models.critic import Critic, save_critic
@@ -68,6 +68,9 @@ def test_all_fills_every_table_and_draws_every_figure(folder: Path, tmp_path: Pa
             drawn = line.row is not None and not line.variant
             assert any(read[column.title] for column in spec.columns) == drawn, line.name
         assert f"## Table {number}. {spec.title}" in (out / "results.md").read_text()
+    page = (out / "results.md").read_text()
+    assert "ciar-eval all --model" in page and "tiny, cloud" in page and "gate always" in page
+    assert "![rtt](figure-rtt.png)" in page and "(no text" not in page
     assert {file.name for file in out.glob("figure-*.png")} == {
         f"figure-{name}.png" for name in PLOTS
     }
@@ -205,7 +208,7 @@ def test_communication_is_counted_as_the_paper_counts() -> None:
     told_s = columns.communication_s(record(), PROFILES["4g"])
     assert told_s == pytest.approx(50 * 0.050 + 0.001) and columns.computing_s(record()) == pytest.approx(1.6)
     share = columns.accounted_share(Sample((record(link="4g"),), (record(link="4g"),)))
-    assert share.value == pytest.approx(2.501 / 4.101)
+    assert share is not None and share.value == pytest.approx(2.501 / 4.101)
     silent = record(counters=replace(COUNTERS, rounds=0, bytes_up=0, bytes_down=0))
     assert columns.communication_s(silent, PROFILES["4g"]) == 0
 
@@ -273,6 +276,36 @@ def test_a_waterfall_is_the_time_of_an_image() -> None:
         ("cloud", 0.0, 0.2), ("network", 0.2, 0.3), ("device", 0.3, 0.8), ("device", 0.8, 0.9),
         ("cloud", 0.9, 1.0), ("network", 1.0, 1.3),
     ]  # fmt: skip
+
+
+def test_a_waterfall_of_overlapping_rounds_is_no_longer_than_the_image() -> None:
+    """The device drew for 0.5 s of a trip of 0.6 s with 0.4 s of model time: the 0.1 s it waited is the way
+    back. Who waits from the middle of a trip misses the first of the model's time."""
+    assert parted(0.1, 0.4, 0.6) == pytest.approx((0.0, 0.1))
+    assert parted(0.3, 0.4, 0.6) == pytest.approx((0.2, 0.1))
+    assert parted(0.6, 0.4, 0.6) == pytest.approx((0.4, 0.2)) == parted(0.6, 0.4, 0.0)
+
+    def step(device_s: float, cloud_s: float, wait_s: float, *trips: Trip) -> Progress:
+        counters = replace(COUNTERS, device_s=device_s, cloud_s=cloud_s, wait_s=wait_s)
+        return Progress((), (), (), counters, False, trips)
+
+    first, void = Trip(1, 4, 0.1, 0.3, 0.9, cloud_s=0.4), Trip(2, 4, 0.5, 0.8, None)
+    found = waterfall([step(0.0, 0.2, 0.3), step(0.6, 0.6, 0.4, first, void)])
+    assert [(part.who, round(part.start_s, 6), round(part.end_s, 6)) for part in found] == [
+        ("cloud", 0.0, 0.2), ("network", 0.2, 0.3), ("device", 0.3, 0.9), ("network", 0.9, 1.0),
+    ]  # fmt: skip
+
+
+def test_rounds_in_flight_are_counted_by_the_clock_alone() -> None:
+    """Twice as much model time as waiting: computing is all there was, and nothing is told by formula."""
+    hidden = replace(COUNTERS, cloud_s=1.8)
+    flags = {"policy": {"in_flight": 4}}
+    ours = record(counters=hidden, flags=flags, link="4g")
+    sample = Sample((ours,), (record(link="4g"),))
+    assert columns.computing_s(ours) == hidden.total_s and columns.measured_s(sample).value == 0
+    assert columns.accounted_share(sample) is None and columns.accounted_s(sample) is None
+    assert not _by_formula("ours", [ours]).points and _by_formula("base", [record()]).points
+    assert ours.pipelined and not record().pipelined
 
 
 def test_curves_of_another_verb_are_read_or_refused(tmp_path: Path) -> None:
