@@ -28,6 +28,7 @@ from pydantic_settings import (
 from shared.config import config_file, read_settings
 from shared.errors import CiarError, InvalidRequest
 from shared.logs import LogFormat, log_to_stderr
+from shared.tokens import read_tokens
 
 if TYPE_CHECKING:
     from cloud_server.server import Settings
@@ -176,7 +177,7 @@ def settings_of(flags: Flags, token: str | None) -> Settings:
     """What the server is told, but for how many sessions fit. Raises InvalidRequest for files that do not
     work."""
     from cloud_server.scheduler import Pace
-    from cloud_server.security import read_tls, read_tokens
+    from cloud_server.security import read_tls
     from cloud_server.server import Settings
     from cloud_server.service import Patience
     from cloud_server.telemetry import Alarm

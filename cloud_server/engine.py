@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cloud_server import alone
 from cloud_server.checks import Limits, check_features, check_ids
-from cloud_server.forward import Compiled, Eager, Forward, Rows, Woven
+from cloud_server.forward import Compiled, Eager, Forward, Rows
 from cloud_server.session import Job, Session
 from shared.decoding.acceptance import Judged, Judgement, rule
 from shared.decoding.noise import check_seed
@@ -30,7 +30,7 @@ from shared.models.woven import Weave
 from shared.models.zoo import CloudModel
 
 MAX_SPAN = 64
-# A job with more new positions than this runs alone: its batch-mates would be padded to its length.
+# A job with more new positions than this runs alone, behind the shorter ones: they need not wait for it.
 LONG_JOB = 32
 ROWS = 2  # cache rows per session: the prompt's and the unguided one
 
@@ -138,11 +138,11 @@ class Engine:
         """Judge jobs of different sessions in one forward and commit what stands; answers in their order."""
         began = time.perf_counter()
         feeds = [self._feed(job) for job in jobs]
-        hidden_BTD = self._forward(jobs, feeds)
+        hidden = self._forward(jobs, feeds)
         if self._folds:
             for job in jobs:
                 self._fold(job.session)
-        judgements = self._judge(jobs, feeds, hidden_BTD)
+        judgements = self._judge(jobs, feeds, hidden)
         cloud_s = time.perf_counter() - began
         for job, judgement in zip(jobs, judgements, strict=True):
             _commit(job, judgement, cloud_s)
@@ -211,24 +211,10 @@ class Engine:
         added_ND = f_NF[fed_now].to(self._gpt.device) @ self._cloud.bridge_DF.T
         x_TD.index_add_(0, rows_N[fed_now].to(self._gpt.device), added_ND.to(x_TD.dtype))
 
-    def _forward(self, jobs: Sequence[Job], feeds: Sequence[_Feed]) -> Tensor:
-        """Hidden states [B, T, D]; a shorter row repeats its last position, which rewrites one entry."""
-        longest = max(len(feed.positions) for feed in feeds)
-        x, positions = [], []
-        slots: list[int] = []
-        starts: list[int] = []
-        weights: list[int] = []
-        for job, feed in zip(jobs, feeds, strict=True):
-            own = len(feed.positions)
-            padded = [*range(own), *[own - 1] * (longest - own)]
-            x.append(feed.x_GTD[:, padded])
-            slots += job.session.slots
-            starts += job.session.visible
-            weights += [job.session.folded] * len(job.session.slots)
-            positions += [[feed.positions[index] for index in padded]] * len(job.session.slots)
-        weaves = [feed.weave for job, feed in zip(jobs, feeds, strict=True) for _ in job.session.slots]
-        model = Woven(self._gpt, self._cache, weaves) if any(weaves) else self._model
-        return model(torch.cat(x), Rows(slots, positions, starts, weights))
+    def _forward(self, jobs: Sequence[Job], feeds: Sequence[_Feed]) -> list[Tensor]:
+        """Hidden states [G, T, D] of each job, in one forward."""
+        rows = [_rows(job.session, feed) for job, feed in zip(jobs, feeds, strict=True)]
+        return self._model([feed.x_GTD for feed in feeds], rows)
 
     def _fold(self, session: Session) -> None:
         """Keep of the prefix what image tokens can see of it: one entry per layer."""
@@ -237,13 +223,11 @@ class Engine:
                 self._cache.fold(slot, start, session.prefix_rows)
             session.folded = session.prefix_rows - session.start
 
-    def _judge(self, jobs: Sequence[Job], feeds: Sequence[_Feed], hidden_BTD: Tensor) -> list[Judgement]:
-        row = 0
-        chunks: list[Tensor] = []
-        for job, feed in zip(jobs, feeds, strict=True):
-            end = len(feed.positions)
-            chunks += hidden_BTD[row : row + len(job.session.slots), end - feed.rows : end].unbind(0)
-            row += len(job.session.slots)
+    def _judge(
+        self, jobs: Sequence[Job], feeds: Sequence[_Feed], hidden: Sequence[Tensor]
+    ) -> list[Judgement]:
+        judged = zip(hidden, feeds, strict=True)
+        chunks = [row_TD for own_GTD, feed in judged for row_TD in own_GTD[:, -feed.rows :].unbind(0)]
         logits_NV = self._gpt.logits(torch.cat(chunks))
         logits = iter(torch.split_with_sizes(logits_NV, [len(chunk) for chunk in chunks]))
         neighbours_VN = self._cloud.neighbours_VN
@@ -255,6 +239,12 @@ def batches(jobs: Iterable[Job]) -> list[list[Job]]:
     ordered = sorted(jobs, key=lambda job: job.session.slots)
     short = [job for job in ordered if job.inputs <= LONG_JOB]
     return [*([short] if short else []), *([job] for job in ordered if job.inputs > LONG_JOB)]
+
+
+def _rows(session: Session, feed: _Feed) -> Rows:
+    slots = session.slots
+    weights = [session.folded] * len(slots)
+    return Rows(slots, [feed.positions] * len(slots), session.visible, weights, feed.weave)
 
 
 def _judge_one(job: Job, logits_GTV: Sequence[Tensor], neighbours_VN: Tensor | None) -> Judgement:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from shared.errors import CiarError
-from shared.models.kv_cache import KVCache, Window, cache_window, visible
+from shared.models.kv_cache import Apart, KVCache, Window, cache_window, visible
 from shared.models.transformer import Transformer
 from shared.models.woven import Weave, weave
 
@@ -28,53 +29,82 @@ _REHEARSALS = 2  # runs before a recording: the first compiles, the second finds
 
 class Rows(NamedTuple):
     """The cache rows of a forward, one entry each: slot, positions of its new tokens (equally many in every
-    row), first visible position, and how often the entry there counts."""
+    row), first visible position, and how often the entry there counts; and what restricts them all."""
 
     slots: Sequence[int]
     positions: Sequence[Sequence[int]]
     starts: Sequence[int]
     weights: Sequence[int]
+    weave: Weave | None = None
+
+    @property
+    def width(self) -> int:
+        """T."""
+        return len(self.positions[0])
 
     def padded(self, rows: int, tokens: int) -> Rows:
         """The last row and the last token of each row repeated: they rewrite entries with the same values."""
         extra = rows - len(self.slots)
         own = [[*row, *[row[-1]] * (tokens - len(row))] for row in self.positions]
         columns = (self.slots, own, self.starts, self.weights)
-        return Rows(*([*column, *[column[-1]] * extra] for column in columns))
+        return Rows._make([*([*column, *[column[-1]] * extra] for column in columns), None])
 
 
 class Forward(Protocol):
-    """Runs the transformer over x_BTD at `rows`, extends the cache, returns hidden states [B, T, D]."""
+    """Runs the transformer over one x_BTD per entry of `rows`, extends the cache, and returns as many hidden
+    states [B, T, D]."""
 
-    def __call__(self, x_BTD: Tensor, rows: Rows) -> Tensor: ...
+    def __call__(self, x: Sequence[Tensor], rows: Sequence[Rows]) -> list[Tensor]: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Eager:
-    """A Forward without compilation, of any shape."""
+    """A Forward without compilation, of any shape.
+
+    On a CPU products dominate, so no token is computed twice and each entry attends by itself. A GPU would
+    rather compute some tokens twice than start a kernel per entry: there all entries are padded to one shape.
+    """
 
     gpt: Transformer
     cache: KVCache
 
-    def __call__(self, x_BTD: Tensor, rows: Rows) -> Tensor:
+    def __call__(self, x: Sequence[Tensor], rows: Sequence[Rows]) -> list[Tensor]:
         """As Forward."""
-        hidden: Tensor = self.gpt(x_BTD, cache_window(*rows, device=self.gpt.device), self.cache)
-        return hidden
+        if len(rows) == 1:
+            return [self.gpt(x[0], self._window(rows[0], [rows[0].weave] * len(rows[0].slots)), self.cache)]
+        if self.gpt.device.type != "cpu":
+            weaves = [own.weave for own in rows for _ in own.slots]
+            hidden_BTD = self.gpt(pad(x), self._window(join(rows), weaves), self.cache)
+            return apart(hidden_BTD, rows)
+        windows = [self._window(own, [own.weave] * len(own.slots)) for own in rows]
+        x_1ND = torch.cat([own.flatten(0, 1) for own in x])[None]
+        hidden_1ND = self.gpt(x_1ND, Apart.of(windows), self.cache)
+        parts = torch.split_with_sizes(hidden_1ND[0], [len(own.slots) * own.width for own in rows])
+        return [part.view(-1, own.width, part.shape[-1]) for part, own in zip(parts, rows, strict=True)]
+
+    def _window(self, rows: Rows, weaves: Sequence[Weave | None]) -> Window:
+        columns = (rows.slots, rows.positions, rows.starts, rows.weights)
+        return weave(cache_window(*columns, device=self.gpt.device), weaves)
 
 
-@dataclass(frozen=True, eq=False)
-class Woven:
-    """A Forward whose rows are restricted and turned where there is a weave; never compiled."""
+def pad(x: Sequence[Tensor]) -> Tensor:
+    """One x_BTD of several, the last token of the shorter ones repeated."""
+    longest = max(own.shape[1] for own in x)
+    return torch.cat([own[:, _repeat(own.shape[1], longest)] for own in x])
 
-    gpt: Transformer
-    cache: KVCache
-    weaves: Sequence[Weave | None]
 
-    def __call__(self, x_BTD: Tensor, rows: Rows) -> Tensor:
-        """As Forward."""
-        window = weave(cache_window(*rows, device=self.gpt.device), self.weaves)
-        hidden: Tensor = self.gpt(x_BTD, window, self.cache)
-        return hidden
+def join(rows: Sequence[Rows]) -> Rows:
+    """All of them as one entry, padded like `pad`; without what restricts them."""
+    longest = max(own.width for own in rows)
+    wide = [own.padded(len(own.slots), longest) for own in rows]
+    *columns, _ = zip(*wide, strict=True)
+    return Rows._make([*([*chain.from_iterable(column)] for column in columns), None])
+
+
+def apart(hidden_BTD: Tensor, rows: Sequence[Rows]) -> list[Tensor]:
+    """What belongs to each entry of what was joined."""
+    parts = torch.split_with_sizes(hidden_BTD, [len(own.slots) for own in rows])
+    return [part[:, : own.width] for part, own in zip(parts, rows, strict=True)]
 
 
 class Inputs(NamedTuple):
@@ -94,8 +124,8 @@ Decode = Callable[[Inputs, int, bool], Tensor]
 class Compiled:
     """A Forward through torch.compile, and on CUDA through one recorded graph per (rows, tokens, length).
 
-    Forwards of more than `TOKEN_STEPS[-1]` tokens run eagerly. `folds` says whether entries may count several
-    times. `warm` has to run once, under the same inference mode as every call.
+    Forwards of more than `TOKEN_STEPS[-1]` tokens, and restricted ones, run eagerly. `folds` says whether
+    entries may count several times. `warm` has to run once, under the same inference mode as every call.
     """
 
     def __init__(self, gpt: Transformer, cache: KVCache, slots: int, *, folds: bool) -> None:
@@ -108,11 +138,14 @@ class Compiled:
         self._graphs = gpt.device.type == "cuda"
         self._run: Decode = Recorded(compiled) if self._graphs else compiled
 
-    def __call__(self, x_BTD: Tensor, rows: Rows) -> Tensor:
+    def __call__(self, x: Sequence[Tensor], rows: Sequence[Rows]) -> list[Tensor]:
         """As Forward."""
+        if any(own.weave or own.width > TOKEN_STEPS[-1] for own in rows):
+            return self._eager(x, rows)
+        return apart(self._decoded(pad(x), join(rows)), rows)
+
+    def _decoded(self, x_BTD: Tensor, rows: Rows) -> Tensor:
         count, tokens = x_BTD.shape[:2]
-        if tokens > TOKEN_STEPS[-1]:
-            return self._eager(x_BTD, rows)
         shape = (max(count, 2), tokens)  # one row would be a shape of its own to the compiler
         if self._graphs and count <= ROW_STEPS[-1]:
             shape = _step(ROW_STEPS, count), _step(TOKEN_STEPS, tokens)

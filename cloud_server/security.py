@@ -1,13 +1,10 @@
 """Who may talk to this server, and over what: certificates, bearer tokens, and one guard before every method.
 
-Knows no sessions, no argv and no environment. Tokens are kept as digests only and compared in constant time.
+Knows no sessions, no argv and no environment.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import re
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +14,10 @@ from typing import Any, TypeAlias
 import grpc
 
 from shared.errors import InvalidRequest
+from shared.tokens import Tokens, bearer, digest, read_file
 
 HEALTH = "/grpc.health.v1.Health/"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_SHORTEST_TOKEN = 16  # characters
-_TOKEN = re.compile(rf"[\x21-\x7e]{{{_SHORTEST_TOKEN},4096}}")
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # no generic where it runs
 Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
 
@@ -62,31 +58,6 @@ def read_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> Tls
     return Tls(*files, authority)
 
 
-def read_file(flag: str, path: Path) -> bytes:
-    """The bytes of a file a flag names. Raises InvalidRequest where there is none."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"{flag} {path} cannot be read", str(error.strerror)) from None
-
-
-def read_tokens(file: Path | None, variable: str | None) -> tuple[str, ...]:
-    """The tokens of a file, one a line, and of an environment variable; a line with # in front is a remark.
-
-    Raises InvalidRequest for a token no device could send, without showing it.
-    """
-    lines = [] if file is None else read_file("--token-file", file).decode("utf-8", "replace").splitlines()
-    found = [text for line in lines if (text := line.strip()) and not text.startswith("#")]
-    if file is not None and not found:
-        raise InvalidRequest(f"--token-file {file} holds no token", "one token a line is expected")
-    found += [variable.strip()] if variable and variable.strip() else []
-    for number, token in enumerate(found, 1):
-        if not _TOKEN.fullmatch(token):
-            what = f"token {number} of {len(found)} has {len(token)} characters, or some that cannot be sent"
-            raise InvalidRequest(what, f"allowed: {_SHORTEST_TOKEN} to 4096 ASCII characters without spaces")
-    return tuple(found)
-
-
 def warning(host: str, *, encrypted: bool, guarded: bool) -> str | None:
     """What an operator should know about a server that other machines can reach; None if all is well."""
     if host in LOOPBACK or (encrypted and guarded):
@@ -103,7 +74,7 @@ class Guard(grpc.aio.ServerInterceptor):
     """
 
     def __init__(self, tokens: Sequence[str] = (), *, health_too: bool = False) -> None:
-        self._digests = [_digest(token) for token in tokens]
+        self._tokens = Tokens(tokens)
         self._health_too = health_too
 
     async def intercept_service(
@@ -111,33 +82,22 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         """The method's own handler, or one that refuses."""
         method = str(handler_call_details.method)
-        free = not self._digests or (method.startswith(HEALTH) and not self._health_too)
-        if free or self._known(handler_call_details.invocation_metadata):
+        free = not self._tokens or (method.startswith(HEALTH) and not self._health_too)
+        if free or self._tokens.know(_bearer(handler_call_details.invocation_metadata)):
             return await continuation(handler_call_details)
         return _REFUSED
 
     def caller(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
         """Who is asking, for limits per caller: the token where tokens count, else the machine."""
-        if self._digests:
-            return f"token {_digest(_bearer(context.invocation_metadata()) or '').hex()[:8]}"
+        if self._tokens:
+            return f"token {digest(_bearer(context.invocation_metadata()) or '').hex()[:8]}"
         return str(context.peer()).rpartition(":")[0]
-
-    def _known(self, metadata: object) -> bool:
-        digest = _digest(_bearer(metadata) or "")
-        return any([hmac.compare_digest(digest, known) for known in self._digests])  # all of them, always
 
 
 def _bearer(metadata: Any) -> str | None:  # noqa: ANN401 - pairs of a type that gRPC does not name
     """The token of a call; None where there is none, or more than one."""
     values = [value for name, value in metadata or () if name == "authorization"]
-    if len(values) != 1 or not isinstance(values[0], str):
-        return None
-    kind, _, token = values[0].partition(" ")
-    return token.strip() if kind.lower() == "bearer" else None
-
-
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+    return bearer(values[0]) if len(values) == 1 else None
 
 
 def _no_password() -> str:

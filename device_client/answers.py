@@ -27,6 +27,7 @@ from shared.errors import (
     Overloaded,
     SessionLost,
 )
+from shared.logs import about
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")  # what a caller may name a request
 
@@ -106,7 +107,11 @@ class RequestIds:
                 message = {**message, "headers": [*message.get("headers", ()), name]}
             await send(message)
 
-        await self._app(scope, receive, named if scope["type"] == "http" else send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        with about(request_id(scope)):  # pictures drawn for it carry the name on to the cloud
+            await self._app(scope, receive, named)
 
 
 def request_id(scope: Scope) -> str:
@@ -151,13 +156,14 @@ def _hints(error: BaseException) -> Mapping[str, str] | None:
     return NO_RETRY if isinstance(error, ModelMismatch | JobCancelled) else None
 
 
-def _failed(
+def failed(
     request: Request,
     status: int,
     why: Failure,
     headers: Mapping[str, str] | None = None,
     param: str | None = None,
 ) -> JSONResponse:
+    """An answer that is no success, in the form of the API that was asked."""
     if not request.url.path.startswith(OPENAI):
         return JSONResponse(Failed(error=why).model_dump(), status, headers)
     status = 400 if status == 422 else status
@@ -166,7 +172,7 @@ def _failed(
 
 async def _on_ciar_error(request: Request, error: Exception) -> Response:
     param = "prompt" if isinstance(error, InvalidPrompt) else None
-    return _failed(request, status_of(error), explain(error), _hints(error), param)
+    return failed(request, status_of(error), explain(error), _hints(error), param)
 
 
 async def _on_bad_body(request: Request, error: Exception) -> Response:
@@ -175,15 +181,15 @@ async def _on_bad_body(request: Request, error: Exception) -> Response:
     found = [" ".join((*map(str, item["loc"][1:2]), complaint(item))) for item in error.errors()]
     fields = [str(name) for item in error.errors() for name in item["loc"][1:2]]
     why = Failure(type="InvalidRequest", message="; ".join(found), next_step=DOCS)
-    return _failed(request, 422, why, param=fields[0] if fields else None)
+    return failed(request, 422, why, param=fields[0] if fields else None)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     why = Failure(type="HttpError", message=str(error.detail), next_step=DOCS)
-    return _failed(request, error.status_code, why, error.headers)
+    return failed(request, error.status_code, why, error.headers)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     """The traceback goes to the log of the service, not to the caller."""
-    return _failed(request, 500, explain(error), {"x-request-id": request_id(request.scope)})
+    return failed(request, 500, explain(error), {"x-request-id": request_id(request.scope)})

@@ -31,6 +31,7 @@ from shared.errors import CiarError, CloudUnreachable, Overloaded, Refused, Sess
 from shared.logs import LogFormat, log_to_stderr
 from shared.models.zoo import DevicePackage, load_device_package
 from shared.threads import use_threads
+from shared.tokens import read_tokens
 
 PROGRAM = "device-client"
 DRAW_HELP = """Draw one picture: a small model works here and asks a cloud server where it is unsure.
@@ -152,6 +153,9 @@ class Serve(Options):
     http_port: int = Field(8080, ge=0, le=65535, description="port: 0 to 65535, 0 takes a free one")
     http_tls_cert: Path | None = Field(None, description="PEM certificate, with --http-tls-key")
     http_tls_key: Path | None = Field(None, description="PEM key of --http-tls-cert")
+    http_token_file: Path | None = Field(
+        None, description="let in only who brings a token of this file; or set CIAR_HTTP_TOKEN"
+    )
 
 
 def main() -> int:
@@ -186,8 +190,9 @@ def _fail(line: str, status: int) -> int:
 def _serve(options: Serve) -> int:
     pair = options.http_tls_cert, options.http_tls_key
     check_pair(*pair, "--http-tls-cert", "--http-tls-key")
+    tokens = read_tokens(options.http_token_file, os.environ.get("CIAR_HTTP_TOKEN"), "--http-token-file")
     package = options.package()
-    app = gateway.create_app(package, options.upstream())
+    app = gateway.create_app(package, options.upstream(), tokens)
     listening = gateway.listen(options.host, options.http_port)
     host = f"[{options.host}]" if ":" in options.host else options.host
     port = listening.getsockname()[1]

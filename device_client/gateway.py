@@ -6,6 +6,7 @@ Wires the handlers together and answers who asks for its health. Knows nothing o
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 
 from device_client import generate, openai_images, site
 from device_client.answers import Failed, failure, install
+from device_client.doorkeeper import Doorkeeper
 from device_client.draw import Upstream
 from device_client.link import CloudLink
 from device_client.policy import MODES
@@ -81,14 +83,18 @@ class Health:
         return [model.name for model in served]
 
 
-def create_app(package: DevicePackage, upstream: Upstream) -> FastAPI:
-    """The service as an ASGI application. Its page is at /, its own documentation at /docs."""
+def create_app(package: DevicePackage, upstream: Upstream, tokens: Sequence[str] = ()) -> FastAPI:
+    """The service as an ASGI application. Its page is at /, its own documentation at /docs.
+
+    With `tokens`, every route but the probes wants one of them.
+    """
     studio, health = Studio(package, upstream), Health(package, upstream)
     app = FastAPI(
         title="CIAR device",
         version=release(),
         description="Draws pictures on this device, with the help of a large model in the cloud.",
     )
+    app.add_middleware(Doorkeeper, tokens=tokens)
     install(app)
     generate.add_routes(app, studio)
     openai_images.add_routes(app, studio)

@@ -21,7 +21,7 @@ from shared.decoding.gates import GATES, gate
 from shared.decoding.noise import SEED_LIMIT
 from shared.decoding.warp import MAX_GUIDANCE, MAX_TEMPERATURE
 from shared.errors import InvalidRequest
-from shared.logs import new_request_id
+from shared.logs import current_request_id
 from shared.messages import ALONE, MAX_FORWARDS
 from shared.models.zoo import DevicePackage
 
@@ -149,7 +149,7 @@ class Plan:
     policy: Policy
     settings: Mapping[str, Any]
     notes: tuple[str, ...]
-    request_id: str = field(default_factory=new_request_id)  # names the picture in the logs of both sides
+    request_id: str = field(default_factory=current_request_id)  # names the picture in both sides' logs
 
 
 def make_plan(package: DevicePackage, wish: Wish) -> Plan:

@@ -14,11 +14,13 @@ from itertools import pairwise
 from multiprocessing.connection import Connection
 from statistics import median
 
+from evaluation.processes import ServerProcess
 from evaluation.scripted import Played, Script, play
 from shared.errors import CiarError
 
 HEADER = (
-    "devices", "places", "images", "images/s", "round p50 ms", "p95 ms", "max/median", "refused", "told s"
+    "devices", "places", "images", "images/s", "server busy", "round p50 ms", "p95 ms", "max/median",
+    "refused", "told s",
 )  # fmt: skip
 _PATIENCE_S = 900.0
 
@@ -33,11 +35,15 @@ class Device:
 
 @dataclass(frozen=True)
 class Load:
-    """What `devices` devices saw of one server; `wall_s` from the first order to the last image."""
+    """What `devices` devices saw of one server; `wall_s` from the first order to the last image.
+
+    worked_s  processor seconds of the server meanwhile
+    """
 
     places: int
     wall_s: float
     devices: tuple[Device, ...]
+    worked_s: float = 0.0
 
     @property
     def images(self) -> int:
@@ -71,23 +77,34 @@ def line(load: Load) -> list[str]:
     rounds_s, told_s = load.rounds_s, load.told_s
     waits = f"{min(told_s):g} to {max(told_s):g}" if told_s else "-"
     quick_s, slow_s = (rounds_s[int(share * (len(rounds_s) - 1))] for share in (0.5, 0.95))
-    figures = [f"{load.rate:.2f}", f"{1000 * quick_s:.0f}", f"{1000 * slow_s:.0f}", f"{load.unfairness:.2f}"]
+    busy = f"{100 * load.worked_s / load.wall_s:.0f} %"
+    times = [f"{1000 * quick_s:.0f}", f"{1000 * slow_s:.0f}"]
+    figures = [f"{load.rate:.2f}", busy, *times, f"{load.unfairness:.2f}"]
     counts = [str(len(load.devices)), str(load.places), str(load.images)]
     return [*counts, *figures, str(len(told_s)), waits]
 
 
-def run(  # noqa: PLR0913 - a load has this many sides
-    target: str, scripts: Sequence[Script], devices: int, images: int, *, processes: int, places: int
-) -> Load:
-    """Let `devices` devices draw `images` images each, one after the other, from `processes` processes.
+@dataclass(frozen=True)
+class Crowd:
+    """`devices` devices that draw `images` images each, one after the other, in `processes` processes.
 
-    Raises CiarError if one of them got a wrong answer or none.
+    think  whether they take the time that drawing took; else they answer at once, and the server alone works
     """
+
+    devices: int
+    images: int
+    processes: int = 2
+    think: bool = True
+
+
+def run(server: ServerProcess, scripts: Sequence[Script], crowd: Crowd, places: int) -> Load:
+    """Let a crowd draw. Raises CiarError if one of them got a wrong answer or none."""
     spawn = multiprocessing.get_context("spawn")
     lines, started = [], []
-    for share in _shares(devices, processes):
+    for share in _shares(crowd.devices, crowd.processes):
         near, far = spawn.Pipe()
-        work = spawn.Process(target=_work, args=(target, tuple(scripts), share, images, far), daemon=True)
+        task = (server.target, tuple(scripts), share, crowd, far)
+        work = spawn.Process(target=_work, args=task, daemon=True)
         work.start()
         far.close()
         lines.append(near)
@@ -95,11 +112,11 @@ def run(  # noqa: PLR0913 - a load has this many sides
     try:
         for near in lines:
             _hear(near)  # it is ready
-        began_s = time.perf_counter()
+        began_s, worked_s = time.perf_counter(), server.worked_s()
         for near in lines:
             near.send(True)
         done = [device for near in lines for device in _hear(near)]
-        return Load(places, time.perf_counter() - began_s, tuple(done))
+        return Load(places, time.perf_counter() - began_s, tuple(done), server.worked_s() - worked_s)
     finally:
         for work in started:
             work.kill()
@@ -123,14 +140,14 @@ def _hear(line: Connection) -> tuple[Device, ...]:
     return heard
 
 
-def _work(target: str, scripts: tuple[Script, ...], share: range, images: int, line: Connection) -> None:
+def _work(target: str, scripts: tuple[Script, ...], share: range, crowd: Crowd, line: Connection) -> None:
     """A process: its devices, all at once when told."""
     line.send(())
     line.recv()
 
     async def device(number: int) -> Device:
-        mine = [scripts[(number + count) % len(scripts)] for count in range(images)]
-        return Device(number, tuple([await play(target, script) for script in mine]))
+        mine = [scripts[(number + count) % len(scripts)] for count in range(crowd.images)]
+        return Device(number, tuple([await play(target, script, think=crowd.think) for script in mine]))
 
     async def all_devices() -> tuple[Device, ...]:
         return tuple(await asyncio.gather(*(device(number) for number in share)))

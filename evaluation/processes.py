@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -29,6 +30,7 @@ HOST = "127.0.0.1"
 _PAGE_S = 10.0  # a metrics page that takes longer is none
 _LOOK_S = 0.02  # between two looks at something awaited
 _KIB = 1024
+_USER_TICKS = 11  # utime, counted from behind the name in /proc/PID/stat; stime follows
 
 
 def free_port() -> int:
@@ -115,6 +117,11 @@ class ServerProcess:
         status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
         size = re.search(r"^VmRSS:\s*(\d+) kB", status, re.MULTILINE)
         return int(size[1]) / _KIB if size else 0.0
+
+    def worked_s(self) -> float:
+        """Processor seconds it has taken so far, on all cores."""
+        stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(stat[_USER_TICKS]) + int(stat[_USER_TICKS + 1])) / os.sysconf("SC_CLK_TCK")
 
     def descriptors(self) -> int:
         """Open file descriptors."""

@@ -11,9 +11,11 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -29,6 +31,7 @@ from shared.errors import CiarError
 from shared.models.zoo import DevicePackage
 
 READY_S = 300.0  # compiling takes minutes; a server that cannot start says so at once
+_LOOK_S = 0.02  # between two looks at what a program says
 TRIED_BUDGETS = (0.12, 0.2, 0.25, 0.28, 0.3, 0.32)
 PAPER_SPAN = 5  # tokens per span of the rows that compare gates
 TUNING_SEED = 5_000  # images that settle a threshold are never measured
@@ -61,26 +64,31 @@ def link_to(target: str, profile: Profile, seed: int = 0) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _program(name: str, command: Sequence[str], ready: str) -> Iterator[str]:
+    """What it says goes to a file: nobody reads along, and a full pipe would stop it."""
     words = [sys.executable, "-m", *command]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
+    with tempfile.NamedTemporaryFile("ab") as said:
+        program = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT)
         try:
-            yield _address(name, program, ready)
+            yield _address(name, program, Path(said.name), ready)
         finally:
             program.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 program.wait(15)
             program.kill()
+            program.wait()
 
 
-def _address(name: str, program: subprocess.Popen[str], ready: str) -> str:
-    assert program.stdout is not None
-    heard = []
-    deadline_s = time.monotonic() + READY_S
-    while time.monotonic() < deadline_s and (line := program.stdout.readline()):
-        heard.append(line)
-        if found := re.search(ready, line):
+def _address(name: str, program: subprocess.Popen[bytes], said: Path, ready: str) -> str:
+    heard, deadline_s = "", time.monotonic() + READY_S
+    while time.monotonic() < deadline_s:
+        ended = program.poll() is not None  # asked before the last words are read
+        heard = said.read_text("utf-8", "replace")
+        if found := re.search(ready, heard):
             return found[1]
-    raise CiarError(f"{name} did not get ready", "".join(heard)[-2000:])
+        if ended:
+            break
+        time.sleep(_LOOK_S)
+    raise CiarError(f"{name} did not get ready", heard[-2000:])
 
 
 async def draw(package: DevicePackage, target: str, request: Request, policy: Policy) -> Progress:

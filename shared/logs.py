@@ -35,6 +35,11 @@ def new_request_id() -> str:
     return secrets.token_hex(8)
 
 
+def current_request_id() -> str:
+    """The name of the image or request this task is about; a new one where it is about none."""
+    return _current.get() or new_request_id()
+
+
 def known_request_id(given: object) -> str:
     """The name that came with a request, or a new one if that is missing or fit for no log."""
     return given if isinstance(given, str) and _ALLOWED.fullmatch(given) else new_request_id()

@@ -116,6 +116,10 @@ class Load(Model):
     processes: int = Field(2, description="processes that hold the devices", gt=0)
     places: int = Field(64, description="images the server draws at a time", gt=0)
     scripts: int = Field(4, description="different images", gt=0)
+    think: CliImplicitFlag[bool] = Field(
+        True, description="devices take their time; --no-think: they answer at once, which loads the server"
+    )
+    max_wait_ms: float = Field(0.0, description="as cloud-server's", ge=0)
 
     def run(self) -> None:
         """Print the table, its last line with a quarter of the places. Raises CiarError."""
@@ -129,11 +133,10 @@ class Load(Model):
         _say(f"\nthroughput against {counts[0]} device(s): {gain}\n")
 
     def _line(self, scripts: Sequence[Script], devices: int, places: int) -> float:
-        images = 1 if self.short else self.images
-        with self.server("--max-sessions", str(places)) as server:
+        crowd = load.Crowd(devices, 1 if self.short else self.images, self.processes, self.think)
+        with self.server("--max-sessions", str(places), "--max-wait-ms", str(self.max_wait_ms)) as server:
             asyncio.run(server.ready())
-            crowd = {"processes": self.processes, "places": places}
-            seen = load.run(server.target, scripts, devices, images, **crowd)
+            seen = load.run(server, scripts, crowd, places)
         _say(row(load.line(seen)))
         return seen.rate
 

@@ -100,7 +100,7 @@ def coupled(judged: Judged) -> Judgement:
 
     Acceptance is at least (1 - TV) / (1 + TV) per place when the device drafts argmax(log q + g).
     """
-    return _settle(judged, (judged.log_p_TV + _noise(judged, 0, noise.DRAW)).argmax(-1))
+    return _settle(judged, _drawn(judged))
 
 
 def greedy(judged: Judged) -> Judgement:
@@ -117,7 +117,7 @@ def relaxed(judged: Judged) -> Judgement:
     cloud draws j != x with probability at most p(j) (2 - q(x)) / (1 - p(x)): read the shared noise as a race
     of exponential clocks in which that of x rang first, at a time of mean 1.
     """
-    drawn_T = (judged.log_p_TV + _noise(judged, 0, noise.DRAW)).argmax(-1)
+    drawn_T = _drawn(judged)
     span = judged.span_K.shape[0]
     return _settle(judged, drawn_T, _drew_neighbour(judged, drawn_T[:span]) if span else None)
 
@@ -219,6 +219,16 @@ def _drew_neighbour(judged: Judged, drawn_K: Tensor) -> Tensor:
 def _leading(passed_K: Tensor) -> int:
     """How many places pass before the first that fails."""
     return int(passed_K.long().cumprod(0).sum())
+
+
+def _drawn(judged: Judged) -> Tensor:
+    """argmax(log p + g) of every row: int64 [T]. An id that the warp filtered out needs no noise."""
+    log_p_TV = judged.log_p_TV
+    if log_p_TV.device.type != "cpu":
+        return (log_p_TV + _noise(judged, 0, noise.DRAW)).argmax(-1)
+    wanted_TV = log_p_TV.isfinite().numpy()
+    positions = np.arange(judged.position, judged.position + len(log_p_TV))
+    return (log_p_TV + noise.gumbel_where(wanted_TV, judged.seed, positions)).argmax(-1)
 
 
 def _noise(judged: Judged, first_row: int, stream: int) -> Tensor:

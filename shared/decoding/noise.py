@@ -83,25 +83,46 @@ def philox4x32_torch(key: tuple[int, int], counter_N4: Tensor) -> Tensor:
 
 def uniform(seed: int, positions: Positions, size: int, stream: int) -> NDArray[np.float64]:
     """fp64 [T, size] uniforms strictly inside (0, 1), one row per position."""
-    blocks = -(-size // _WORDS)
-    counter_TB4 = np.zeros((len(positions), blocks, _WORDS), dtype=np.uint32)
-    counter_TB4[:, :, 0] = np.arange(blocks)
-    counter_TB4[:, :, 1] = np.asarray(positions, dtype=np.int64)[:, None]
-    counter_TB4[:, :, 2] = stream
-    words = philox4x32(_key(seed), counter_TB4.reshape(-1, _WORDS))
-    u_TV = words.reshape(len(positions), blocks * _WORDS)[:, :size].astype(np.float64)
-    u_TV += 0.5
-    u_TV *= 2.0**-32
-    return u_TV
+    rows, blocks = len(positions), -(-size // _WORDS)
+    block_N, position_N = np.tile(np.arange(blocks), rows), np.repeat(positions, blocks)
+    return _uniform_blocks(seed, block_N, position_N, stream).reshape(rows, blocks * _WORDS)[:, :size]
 
 
 def gumbel(seed: int, positions: Positions, size: int, stream: int = DRAW) -> Tensor:
     """g = -log(-log u) of `uniform`, computed in fp64: fp32 [T, V]."""
-    g_TV = uniform(seed, positions, size, stream)
+    return torch.from_numpy(_to_gumbel(uniform(seed, positions, size, stream)))
+
+
+def gumbel_where(wanted_TV: NDArray[np.bool_], seed: int, positions: Positions, stream: int = DRAW) -> Tensor:
+    """`gumbel` where it is wanted, 0 where nothing near is: fp32 [T, V]. Few wanted ids cost little."""
+    rows, size = wanted_TV.shape
+    blocks = -(-size // _WORDS)
+    wanted_TB4 = np.pad(wanted_TV, ((0, 0), (0, blocks * _WORDS - size))).reshape(rows, blocks, _WORDS)
+    row_N, block_N = np.nonzero(wanted_TB4.any(axis=-1))
+    g_TB4 = np.zeros(wanted_TB4.shape, dtype=np.float32)
+    position_N = np.asarray(positions, dtype=np.int64)[row_N]
+    g_TB4[row_N, block_N] = _to_gumbel(_uniform_blocks(seed, block_N, position_N, stream))
+    return torch.from_numpy(g_TB4.reshape(rows, -1)[:, :size])
+
+
+def _uniform_blocks(
+    seed: int, block_N: NDArray[np.int64], position_N: NDArray[np.int64], stream: int
+) -> NDArray[np.float64]:
+    """The four uniforms of each counter: fp64 [N, 4]."""
+    counter_N4 = np.zeros((len(block_N), _WORDS), dtype=np.uint32)
+    counter_N4[:, 0], counter_N4[:, 1], counter_N4[:, 2] = block_N, position_N, stream
+    u_N4 = philox4x32(_key(seed), counter_N4).astype(np.float64)
+    u_N4 += 0.5
+    u_N4 *= 2.0**-32
+    return u_N4
+
+
+def _to_gumbel(u: NDArray[np.float64]) -> NDArray[np.float32]:
+    """In place, then fp32."""
     for _ in range(2):
-        np.log(g_TV, out=g_TV)
-        np.negative(g_TV, out=g_TV)
-    return torch.from_numpy(g_TV.astype(np.float32))
+        np.log(u, out=u)
+        np.negative(u, out=u)
+    return u.astype(np.float32)
 
 
 def gumbel_torch(

@@ -39,6 +39,43 @@ class Window:
         """The positions that queries and keys are rotated by."""
         return self.positions_BT
 
+    @property
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """(slots, positions) of the new entries, to index the storage with."""
+        assert self.slots_B is not None
+        return self.slots_B[:, None], self.positions_BT
+
+
+@dataclass(frozen=True)
+class Apart(Window):
+    """Windows of unequal widths in one forward: their tokens are one row [1, N], one window behind the other.
+
+    Each window attends by itself, to what it sees alone; everything else is done to all tokens at once, and
+    none is computed to fill a row up.
+    """
+
+    parts: tuple[Window, ...] = ()
+
+    @classmethod
+    def of(cls, parts: Sequence[Window]) -> Apart:
+        """Positions [1, N]; `slots_B` has one slot per token."""
+        entries = [part.entries for part in parts]
+        slots = [slots_B1.expand_as(positions_BT).flatten() for slots_B1, positions_BT in entries]
+        positions_1N = torch.cat([part.positions_BT.flatten() for part in parts])[None]
+        return cls(positions_1N, None, torch.cat(slots), parts=tuple(parts))
+
+    @property
+    def turns_BT(self) -> Tensor:
+        """As Window."""
+        return torch.cat([part.turns_BT.flatten() for part in self.parts])[None]
+
+    @property
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """As Window."""
+        assert self.slots_B is not None
+        return self.slots_B[None], self.positions_BT
+
+
 
 def plain_window(positions_BT: Tensor, start_B: Tensor) -> Window:
     """A causal window without a cache: tokens see earlier positions from `start_B` on, and always
@@ -95,17 +132,20 @@ class LayerCache:
     keys: Tensor
     values: Tensor
 
-    def extend(self, window: Window, k_BTHD: Tensor, v_BTHD: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new entries at their positions and return what the window sees: two [B, S, H,
-        head_dim]."""
-        return _extend(self.keys, window, k_BTHD), _extend(self.values, window, v_BTHD)
+    def extend(self, window: Window, k_BTHD: Tensor, v_BTHD: Tensor) -> None:
+        """Write the new entries at their positions."""
+        self.keys[window.entries] = k_BTHD.to(self.keys.dtype)
+        self.values[window.entries] = v_BTHD.to(self.values.dtype)
+
+    def seen(self, window: Window) -> tuple[Tensor, Tensor]:
+        """What the window sees: two [B, S, H, head_dim]."""
+        return _seen(self.keys, window), _seen(self.values, window)
 
 
-def _extend(store: Tensor, window: Window, new_BTHD: Tensor) -> Tensor:
+def _seen(store: Tensor, window: Window) -> Tensor:
     assert window.slots_B is not None
-    store[window.slots_B[:, None], window.positions_BT] = new_BTHD.to(store.dtype)
     if window.base is not None:
-        return store[window.base : window.base + len(new_BTHD), window.first : window.last]
+        return store[window.base : window.base + len(window.positions_BT), window.first : window.last]
     return store[window.slots_B, window.first : window.last]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.config import TransformerConfig
-from shared.models.kv_cache import KVCache, LayerCache, Window
+from shared.models.kv_cache import Apart, KVCache, LayerCache, Window
 from shared.models.rope import rope_table, rotate
 
 
@@ -75,11 +75,25 @@ class Attention(nn.Module):
         if self.normalised:
             q_BTHD, k_BTHD = self.q_normalization(q_BTHD), self.k_normalization(k_BTHD)
         q_BTHD, k_BTHD = (rotate(x_BTHD, rope_BTP2, self.rope_pairs) for x_BTHD in (q_BTHD, k_BTHD))
-        if cache is not None:
-            k_BTHD, v_BTHD = cache.extend(window, k_BTHD, v_BTHD)
-        attended = attend(q_BTHD, k_BTHD, v_BTHD, window.mask_BTS)
+        if cache is None:
+            attended = attend(q_BTHD, k_BTHD, v_BTHD, window.mask_BTS)
+        else:
+            cache.extend(window, k_BTHD, v_BTHD)
+            attended = attend_cache(q_BTHD, window, cache)
         out: Tensor = self.wo(attended.flatten(2))
         return out
+
+
+def attend_cache(q_BTHD: Tensor, window: Window, cache: LayerCache) -> Tensor:
+    """Attention of queries to what their window sees of the cache: [B, T, H, head_dim]."""
+    if not isinstance(window, Apart):
+        return attend(q_BTHD, *cache.seen(window), window.mask_BTS)
+    queries = torch.split_with_sizes(q_BTHD[0], [part.positions_BT.numel() for part in window.parts])
+    attended = []
+    for own_NHD, part in zip(queries, window.parts, strict=True):
+        own_BTHD = own_NHD.view(*part.positions_BT.shape, *own_NHD.shape[1:])
+        attended.append(attend(own_BTHD, *cache.seen(part), part.mask_BTS).flatten(0, 1))
+    return torch.cat(attended)[None]
 
 
 def attend(q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, mask_BTS: Tensor | None) -> Tensor:

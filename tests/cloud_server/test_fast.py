@@ -168,7 +168,8 @@ def test_compiled_code_counts_a_folded_prompt(small: CloudModel) -> None:
     gpt, x = small.model.gpt, torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
     rows = Rows([0, 1, 3], [[8, 9, 10, 10], [20, 21, 22, 23], [8, 9, 9, 9]], [7, 7, 5], [3, 2, 1])
     caches = [KVCache(gpt.config, 4) for _ in range(2)]
-    eager, fast = Eager(gpt, caches[0])(x, rows), Compiled(gpt, caches[1], 4, folds=True)(x, rows)
+    [eager] = Eager(gpt, caches[0])([x], [rows])
+    [fast] = Compiled(gpt, caches[1], 4, folds=True)([x], [rows])
     torch.testing.assert_close(fast, eager, atol=1e-5, rtol=1e-5)
     for one, other in zip(caches[0].layers, caches[1].layers, strict=True):
         torch.testing.assert_close(one.keys, other.keys, atol=1e-5, rtol=1e-5)
@@ -177,7 +178,7 @@ def test_compiled_code_counts_a_folded_prompt(small: CloudModel) -> None:
 
 def test_rows_are_padded_with_what_changes_nothing() -> None:
     rows = Rows([4, 5], [[7, 8], [3, 4]], [2, 2], [1, 5]).padded(3, 4)
-    assert rows == ([4, 5, 5], [[7, 8, 8, 8], [3, 4, 4, 4], [3, 4, 4, 4]], [2, 2, 2], [1, 5, 5])
+    assert rows == ([4, 5, 5], [[7, 8, 8, 8], [3, 4, 4, 4], [3, 4, 4, 4]], [2, 2, 2], [1, 5, 5], None)
 
 
 def test_without_a_compiler_the_option_fails_and_names_it(folder: Path, tmp_path: Path) -> None:

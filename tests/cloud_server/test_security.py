@@ -12,12 +12,13 @@ import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from cloud_server.security import Tls, read_tls, read_tokens, warning
+from cloud_server.security import Tls, read_tls, warning
 from cloud_server.server import CloudServer, Settings, running
 from device_client.identity import Identity, read_identity
 from device_client.link import CloudLink
 from shared.errors import CiarError, CloudUnreachable, InvalidRequest, Refused
 from shared.models.zoo import CloudModel
+from shared.tokens import read_tokens
 from tests.cloud_server.rig import order
 
 TOKEN, OTHER = "correct-horse-battery-staple", "wrong-horse-battery-staple"

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
+from starlette.routing import Route
 
 from cloud_server.server import CloudServer, Settings, running
 from device_client import answers, draw, gateway, jobs
@@ -33,6 +36,7 @@ from shared.errors import (
     Overloaded,
     SessionLost,
 )
+from shared.logs import JsonLines
 from shared.models.zoo import CloudModel, DevicePackage, load_cloud
 from tests.device_client.rig import GRID, NOBODY, caller, serving
 from tests.tiny import build_tiny_model
@@ -295,3 +299,36 @@ def test_a_taken_port_is_refused() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(gateway.InvalidRequest, match=f"127.0.0.1:{port}"):
             gateway.listen("127.0.0.1", port)
+
+
+async def test_every_route_but_the_probes_wants_a_token(package: DevicePackage) -> None:
+    app = create_app(package, Upstream(None), ("a-token-of-somebody", "a-token-of-another"))
+    async with caller(app) as client:
+        paths = {route.path for route in app.routes if isinstance(route, Route)} | {"/nowhere", "/v1/nowhere"}
+        closed = sorted(paths - {"/livez", "/readyz"})
+        assert len(closed) > 8
+        texts = ("Bearer wrong", "a-token-of-somebody", "Bearer ")
+        wrong = [{}, *({"authorization": text} for text in texts)]
+        for path, headers in product(closed, wrong):
+            answer = await client.request("POST", path, headers=headers)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), path
+            error = answer.json()["error"]
+            assert ("code" in error) == path.startswith("/v1/") and "token" in error["message"]
+        assert answer.headers["x-request-id"]
+        assert (await client.get("/livez")).status_code == 200
+        assert (await client.get("/readyz")).status_code == 503  # known without a token: there is no cloud
+        for token in ("a-token-of-somebody", "a-token-of-another"):
+            known = await client.get("/version", headers={"authorization": f"bearer {token}"})
+            assert known.status_code == 200
+
+
+async def test_the_name_of_a_request_reaches_the_cloud(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    caplog.handler.setFormatter(JsonLines("both"))
+    body = {"prompt": "a cat", "mode": "exact"}
+    (await client.post("/generate", json=body, headers={"x-request-id": "mine-1"})).raise_for_status()
+    lines = [json.loads(line) for line in caplog.text.splitlines() if line.startswith("{")]
+    named = {line["logger"] for line in lines if line.get("request_id") == "mine-1"}
+    assert {"cloud_server.service", "device_client.link"} <= named

@@ -17,6 +17,8 @@ from device_client.identity import check_pair
 from shared.errors import InvalidRequest
 from tests.tiny import build_tiny_model
 
+TOKEN = "sesame-open-sesame"
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,7 +38,7 @@ def service(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     model = build_tiny_model(tmp_path_factory.mktemp("tiny"))
     words = ["--http-tls-cert", str(files / "cert.pem"), "--http-tls-key", str(files / "key.pem")]
     command = [sys.executable, "-m", "device_client.cli", "serve", "--model", str(model), "--http-port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CIAR_HTTP_TOKEN": TOKEN}
     with subprocess.Popen([*command, *words], stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         yield process.stdout.readline().split()[4]
@@ -46,9 +48,13 @@ def service(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 def test_who_believes_the_certificate_draws(service: str, files: Path) -> None:
     assert service.startswith("https://127.0.0.1:")
     believing = ssl.create_default_context(cafile=files / "ca.pem")
-    with httpx.Client(base_url=service, verify=believing) as client:
+    header = {"authorization": f"Bearer {TOKEN}"}
+    with httpx.Client(base_url=service, verify=believing, headers=header) as client:
         drawn = client.post("/generate", json={"prompt": "a cat", "mode": "device-only"})
         assert (drawn.status_code, client.get("/livez").status_code) == (200, 200)
+    with httpx.Client(base_url=service, verify=believing) as stranger:
+        assert stranger.post("/generate", json={"prompt": "a cat"}).status_code == 401
+        assert stranger.get("/livez").status_code == 200
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(f"{service}/livez")
 

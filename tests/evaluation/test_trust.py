@@ -168,9 +168,8 @@ async def test_more_devices_than_places_all_get_their_images(server: ServerProce
     for link in held:
         await link.__aenter__()
         await link.open(script.order)
-    devices = asyncio.create_task(
-        asyncio.to_thread(load.run, server.target, [script], 3, 1, processes=1, places=PLACES)
-    )
+    crowd = load.Crowd(devices=3, images=1, processes=1, think=False)
+    devices = asyncio.create_task(asyncio.to_thread(load.run, server, [script], crowd, PLACES))
     await asyncio.sleep(0)
     async with asyncio.timeout(60):
         while await server.sample("ciar_errors_total") < 3:  # each was refused once
@@ -181,14 +180,15 @@ async def test_more_devices_than_places_all_get_their_images(server: ServerProce
     assert seen.images == len(seen.devices) == 3
     assert len(seen.told_s) >= 3 and min(seen.told_s) > 0
     assert len(load.line(seen)) == len(load.HEADER)
+    assert seen.worked_s > 0
 
 
 def test_the_figures_of_a_load() -> None:
     slow = load.Device(2, (Played((0.3,), 6.0, (1.0,)),))
     quick = [load.Device(number, (Played((0.1, 0.2), 2.0, ()),)) for number in range(2)]
-    seen = load.Load(8, 6.0, (*quick, slow))
+    seen = load.Load(8, 6.0, (*quick, slow), worked_s=3.0)
     assert (seen.images, seen.rate, seen.unfairness) == (3, 0.5, 3.0)
-    assert load.line(seen) == ["3", "8", "3", "0.50", "200", "200", "3.00", "1", "1 to 1"]
+    assert load.line(seen) == ["3", "8", "3", "0.50", "50 %", "200", "200", "3.00", "1", "1 to 1"]
 
 
 async def test_a_short_soak(server: ServerProcess, script: Script) -> None:
