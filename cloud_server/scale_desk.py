@@ -1,4 +1,4 @@
-"""The desk of models that draw scale by scale: the engine in its thread, one seat per image. Knows no wire."""
+"""The desk of models by scales: the engine in its thread, one seat per image. Knows no wire."""
 
 from __future__ import annotations
 

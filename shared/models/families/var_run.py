@@ -30,7 +30,8 @@ class ScaleRun:
         self.sum_BEHH = quantizer.nothing(len(labels_B))
         self.inputs: list[Tensor] = []  # of scales 1, 2, ...: [B, p * p, E]
         self.seen = 0  # scales in the cache
-        self._cond = model.condition(labels_B)
+        self.cond_RD = model.condition(labels_B)
+        self.hidden_RTD = self.cond_RD[:, None][:, :0]  # of the scale last asked for; rows of no class behind
         self._cache = ScaleCache(model.config, 2 * len(labels_B))
 
     @property
@@ -43,9 +44,10 @@ class ScaleRun:
         scales, first = len(self.model.config.scales), min(self.seen, self.scale)
         maps = self.inputs[max(first - 1, 0) :] or [self.sum_BEHH.flatten(2).transpose(1, 2)[:, :0]]
         maps_RTE = torch.cat(maps, 1).repeat(2, 1, 1)
-        hidden = self.model(maps_RTE, self._cond, first, self.scale + 1, self._cache)
+        hidden = self.model(maps_RTE, self.cond_RD, first, self.scale + 1, self._cache)
         places = self.model.config.scales[self.scale] ** 2
-        cond, uncond = self.model.logits(hidden[:, -places:], self._cond).chunk(2)
+        self.hidden_RTD = hidden[:, -places:]
+        cond, uncond = self.model.logits(self.hidden_RTD, self.cond_RD).chunk(2)
         self.seen = self.scale + 1
         return guide_scale(cond, uncond, guidance_at(self.scale, scales, self.guidance))
 
