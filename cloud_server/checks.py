@@ -32,7 +32,9 @@ def check_model(order: Open, info: ModelInfo) -> None:
         raise ModelUnavailable(f"no model {order.model!r} here", f"this server serves {info.name!r}")
     if order.cloud_digest not in ("", info.digest):
         why = f"the device belongs to cloud weights {order.cloud_digest}, this server has {info.digest}"
-        next_step = "give the device the package trained for this cloud, or start the cloud it was trained for"
+        next_step = (
+            "give the device the package trained for this cloud, or start the cloud it was trained for"
+        )
         raise ModelMismatch(f"device and cloud disagree about {info.name!r}", why, next_step)
     if order.codebook_size != info.codebook_size:
         what = f"the device has {order.codebook_size} codes, the cloud {info.codebook_size}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future
 from math import prod
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +14,7 @@ from cloud_server.desk import Seat
 from cloud_server.memory import Need, shapes
 from cloud_server.model_thread import ModelThread
 from cloud_server.scale_engine import ScaleEngine, ScaleSession
+from cloud_server.scheduler import in_turn
 from cloud_server.telemetry import Telemetry
 from shared.config import from_dict
 from shared.errors import InvalidDraft
@@ -67,13 +66,8 @@ class ScaleDesk:
 
     async def open(self, order: Open) -> Seat:
         """A session of the engine; a caller that is cancelled meanwhile leaves nothing open."""
-        opening = self._thread.submit(lambda: self.engine.open(order))
-        try:
-            return ScaleSeat(self, await asyncio.shield(asyncio.wrap_future(opening)))
-        except asyncio.CancelledError:
-            if not opening.cancel():
-                opening.add_done_callback(self._close_unclaimed)
-            raise
+        engine = self.engine
+        return ScaleSeat(self, await in_turn(self._thread, lambda: engine.open(order), engine.close))
 
     def stop(self) -> None:
         """End the thread behind what it was given."""
@@ -84,16 +78,11 @@ class ScaleDesk:
         self._waiting += 1
         before_s = session.cloud_s
         try:
-            result = await asyncio.wrap_future(self._thread.submit(act))
+            result = await in_turn(self._thread, act, lambda _: None)
         finally:
             self._waiting -= 1
         self._telemetry.forward(1, _ROWS, session.cloud_s - before_s)
         return result
-
-    def _close_unclaimed(self, opening: Future[ScaleSession]) -> None:
-        """In the model thread: nobody waits for this session any more."""
-        if opening.exception() is None:
-            self.engine.close(opening.result())
 
     def close(self, session: ScaleSession) -> None:
         """Forget a session behind whatever runs now."""

@@ -129,8 +129,9 @@ async def test_where_it_is_unsure_the_device_asks(server, cloud, package, verdic
     last = max(place for place, source in enumerate(progress.sources) if source is not Source.KEPT)
     scale = next(index for index, offset in enumerate(OFFSETS) if offset > last) - 1
     judged = progress.tokens[OFFSETS[scale] : OFFSETS[scale + 1]]
-    exact = alone(cloud, cloud.model, progress.tokens[: OFFSETS[scale]])[OFFSETS[scale] : OFFSETS[scale + 1]]
-    assert (judged == exact) == (verdict == "all")
+    begun = progress.tokens[: OFFSETS[scale]]
+    own = alone(cloud, cloud.model, begun)[OFFSETS[scale] : OFFSETS[scale + 1]]
+    assert (judged == own) == (verdict == "all")
 
 
 class Unplugged(Relay):
@@ -151,7 +152,10 @@ class Unplugged(Relay):
         await super().send(draft)
 
 
-@pytest.mark.parametrize(("policy", "at"), [(scale_policy.exact(), 2), (scale_policy.exact(), 4), (SOMETIMES, 1)])
+KILLS = [(scale_policy.exact(), 2), (scale_policy.exact(), 4), (SOMETIMES, 1)]
+
+
+@pytest.mark.parametrize(("policy", "at"), KILLS)
 async def test_a_killed_server_changes_no_image(cloud, package, policy: ScalePolicy, at: int) -> None:
     server = CloudServer(cloud, Settings(max_sessions=1))
     await server.start()
@@ -251,7 +255,7 @@ def test_the_command_finds_the_family_and_refuses_flags_without_use(folder: Path
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"mode": "other"}, {"gate": "other"}, {"prefix": -1}, {"bad": 2.0}, {"verdict": "x"}, {"use_cloud": False}],
+    [{"mode": "x"}, {"gate": "x"}, {"prefix": -1}, {"bad": 2.0}, {"verdict": "x"}, {"use_cloud": False}],
 )
 def test_impossible_policies_are_refused(wrong) -> None:
     with pytest.raises(InvalidRequest):
