@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from device_client.cloud import Request
 from shared.decoding import gates
-from shared.decoding.scales import MAX_PLACES, drawn, scale_noise
+from shared.decoding.scales import drawn, scale_noise
 from shared.errors import InvalidRequest
 from shared.messages import Marks, Tokens
-from shared.models.by_scale import SHARES, ScalePackage, label_of
+from shared.models.by_scale import SHARES, ScalePackage, evidence, label_of
 from shared.models.families.var_run import ScaleRun
 
 
@@ -51,25 +50,15 @@ class ScaleDrafter:
         request, config = self._request, self._package.config
         side = config.scales[self.scale]
         noise_1TV = scale_noise([request.seed], self.scale, side * side, config.vocab_size)
-        logits_1TV = self._run.logits()
-        tokens = drawn(logits_1TV, request.warp, noise_1TV)[0].numpy().astype(np.int32)
-        scores = gates.gate(self._gate)(self._evidence(logits_1TV[0], noise_1TV[0]))
+        tokens = drawn(self._run.logits(), request.warp, noise_1TV)[0].numpy().astype(np.int32)
+        seen = evidence(self._package.model, self._run, noise_1TV[0], request.seed, request.warp)
+        scores = gates.gate(self._gate)(seen)
         return ScaleStep(tokens, scores.float().numpy())
 
     @torch.inference_mode()
     def push(self, tokens: Sequence[int]) -> None:
         """Give the next scale its tokens."""
         self._run.push(torch.tensor([list(tokens)]))
-
-    def _evidence(self, logits_TV: Tensor, noise_TV: Tensor) -> gates.Evidence:
-        """Of the guided, untruncated logits; the radius is the conditional row's."""
-        run, reads = self._run, gates.reads_radii(self._gate)
-        places_T = self.scale * MAX_PLACES + torch.arange(len(logits_TV))
-        radius_TV = torch.zeros_like(logits_TV)
-        if reads:
-            radius_TV = self._package.model.radii(run.hidden_RTD[:1], run.cond_RD[:1])[0]
-        log_q_TV = (logits_TV / max(self._request.warp.temperature, 1e-5)).log_softmax(-1)
-        return gates.Evidence(self._request.seed, places_T, log_q_TV, noise_TV, logits_TV, radius_TV)
 
 
 def threshold(package: ScalePackage, gate: str, scale: int, bad: float) -> float:

@@ -17,7 +17,7 @@ from shared.models.by_scale import (
     SHARES,
     THRESHOLDS,
     Companion,
-    ScaleDevice,
+    cut_scales,
     save_scale_cloud,
     save_scale_device,
 )
@@ -42,9 +42,7 @@ def build_tiny_scales(folder: Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         cloud = _model(2)
         digest = save_scale_cloud(folder / "cloud", cloud, LABELS)
-        device = ScaleDevice(_shape(1), Companion(digest))
-        known = cloud.state_dict()
-        device.base.load_state_dict({name: known[name] for name in device.base.state_dict()})
+        device = cut_scales(cloud, 1, Companion(digest))
         save_scale_device(folder / "device", device, LABELS)
         maps = ScaleVQConfig(SCALES, filters=2)
         weights = ScaleVQ(_VQ, maps).state_dict()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from shared.config import VQConfig, from_dict, to_dict
-from shared.errors import InvalidPrompt, ModelMismatch, ModelUnavailable
+from shared.decoding.gates import Evidence
+from shared.decoding.scales import MAX_PLACES
+from shared.decoding.warp import MIN_TEMPERATURE, Warp
+from shared.errors import InvalidPrompt, InvalidRequest, ModelMismatch, ModelUnavailable
 from shared.models.checkpoint import WEIGHTS, digest, load_weights, read_config, save_folder, unfilled
 from shared.models.families.var import VARConfig, VARModel
+from shared.models.families.var_run import ScaleRun
 from shared.models.families.var_vae import ScaleQuantizer, ScaleVQ, ScaleVQConfig
 from shared.models.generators import describe, load_generator, load_scale_vq
 from shared.models.inter_head import InterHead
@@ -88,6 +92,16 @@ class ScalePackage:
         return self.model.base.config
 
 
+def evidence(device: ScaleDevice, run: ScaleRun, noise_TV: Tensor, seed: int, warp: Warp) -> Evidence:
+    """What a gate reads of the scale whose `logits_1TV` the run of one image was last asked for: guided and
+    untruncated logits; the radii are those of the conditional row."""
+    logits_TV = run.logits_BTV[0]
+    places_T = run.scale * MAX_PLACES + torch.arange(len(logits_TV))
+    radius_TV = device.radii(run.hidden_RTD[:1], run.cond_RD[:1])[0]
+    log_q_TV = (logits_TV / max(warp.temperature, MIN_TEMPERATURE)).log_softmax(-1)
+    return Evidence(seed, places_T, log_q_TV, noise_TV, logits_TV, radius_TV)
+
+
 def label_of(prompt: str, labels: Sequence[str], classes: int) -> int:
     """The class that a prompt names: "a cat" among labels, else its number. Raises InvalidPrompt."""
     said = " ".join(word for word in split_words(prompt) if word not in GLUE)
@@ -106,6 +120,17 @@ def is_by_scale(name: str, models: Path) -> bool:
     home = folder / "cloud" if (folder / "cloud").is_dir() else folder / "device"
     file = home / "config.json"
     return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("family") == VARModel.family
+
+
+def cut_scales(cloud: VARModel, layers: int, companion: Companion) -> ScaleDevice:
+    """The cloud without its later blocks, with an untrained Inter-Head. Raises InvalidRequest."""
+    if not 1 <= layers <= cloud.config.depth:
+        what = f"{layers} layers of {cloud.config.depth}"
+        raise InvalidRequest(what, f"allowed: 1 to {cloud.config.depth}")
+    device = ScaleDevice(replace(cloud.config, depth=layers), companion)
+    known = cloud.state_dict()
+    device.base.load_state_dict({name: known[name] for name in device.base.state_dict()})
+    return device
 
 
 def save_scale_cloud(folder: Path, model: VARModel, labels: Sequence[str]) -> str:

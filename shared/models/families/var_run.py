@@ -31,7 +31,9 @@ class ScaleRun:
         self.inputs: list[Tensor] = []  # of scales 1, 2, ...: [B, p * p, E]
         self.seen = 0  # scales in the cache
         self.cond_RD = model.condition(labels_B)
-        self.hidden_RTD = self.cond_RD[:, None][:, :0]  # of the scale last asked for; rows of no class behind
+        # Of the scale last asked for; states have a row per image with its class, then one without.
+        self.hidden_RTD = self.cond_RD[:, None][:, :0]
+        self.logits_BTV = self.hidden_RTD[: len(labels_B)]
         self._cache = ScaleCache(model.config, 2 * len(labels_B))
 
     @property
@@ -49,7 +51,8 @@ class ScaleRun:
         self.hidden_RTD = hidden[:, -places:]
         cond, uncond = self.model.logits(self.hidden_RTD, self.cond_RD).chunk(2)
         self.seen = self.scale + 1
-        return guide_scale(cond, uncond, guidance_at(self.scale, scales, self.guidance))
+        self.logits_BTV = guide_scale(cond, uncond, guidance_at(self.scale, scales, self.guidance))
+        return self.logits_BTV
 
     def push(self, tokens_BT: Tensor) -> None:
         """Give the next scale its tokens."""
