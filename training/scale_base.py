@@ -27,7 +27,7 @@ from training.scale_tokenizer import encoded
 
 DROPPED = 0.1  # share of classes that guidance's other row learns from
 SAMPLE_GUIDANCE, SAMPLE_TOP_K, SAMPLE_TOP_P = 1.5, 100, 0.9
-SAMPLES = 16
+SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class ScaleBaseTrainer:
     def evaluate(self) -> dict[str, float]:
         """Nats per token on training and held-back pictures; a grid of samples where all scales are drawn."""
         model, figures = self.averaged_model(), {}
-        for name, batch in (("loss", self.pictures.batch(0, 32)), ("held_back_loss", self.pictures.held(32))):
+        for name, batch in (("loss", self.pictures.batch(0, 16)), ("held_back_loss", self.pictures.held(16))):
             losses_S = self._losses(model, encoded(self.vq, batch.image_B3HW), batch.labels_B)
             figures[f"plain_{name}"] = round(losses_S.mean().item(), 4)
         if self.run.until is None:

@@ -106,7 +106,7 @@ class ScaleDeviceTrainer:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """The loss on held-back pictures."""
-        batch = self.pictures.held(32)
+        batch = self.pictures.held(16)
         loss = self._loss(self.averaged_model(), encoded(self.vq, batch.image_B3HW), batch.labels_B)
         return {"held_back_loss": round(loss.item(), 4)}
 
