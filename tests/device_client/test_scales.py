@@ -12,13 +12,14 @@ import torch
 
 from cloud_server.cli import _load_scales, parse
 from cloud_server.server import CloudServer, Settings, running
-from device_client import scale_policy
+from device_client import render, scale_policy
 from device_client.cloud import Request
 from device_client.link import CloudLink
 from device_client.loop import Source
 from device_client.progress import Progress
 from device_client.scale_loop import decode_scales
 from device_client.scale_policy import ScalePolicy
+from device_client.scales.cli import main
 from evaluation.relay import Relay
 from shared.decoding.scales import AskRule, drawn, scale_noise
 from shared.errors import InvalidDraft, InvalidPrompt, InvalidRequest, ModelMismatch
@@ -260,6 +261,17 @@ def test_the_command_finds_the_family_and_refuses_flags_without_use(folder: Path
 def test_impossible_policies_are_refused(wrong) -> None:
     with pytest.raises(InvalidRequest):
         replace(scale_policy.ciar(), **wrong)
+
+
+def test_the_command_draws_a_picture(folder: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "cat.png"
+    words = ["--model", str(folder), "--prompt", "a cat", "--out", str(out)]
+    assert main([*words, "--mode", "device-only"]) == 0
+    assert render.read_settings(out)["counters"]["kept"] == TOKENS
+    assert main([*words, "--mode", "code"]) == 1
+    assert "needs a server" in capsys.readouterr().err
+    assert main([*words, "--server", "127.0.0.1:1", "--retry-s", "0", "--prefix", "1"]) == 3
+    assert main([*words, "--seed", "-1"]) == 2
 
 
 async def test_a_gate_without_thresholds_is_refused(server, package) -> None:
