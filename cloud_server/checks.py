@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.errors import InvalidDraft, InvalidRequest
-from shared.messages import Features, Proposal, Tokens
+from shared.errors import InvalidDraft, InvalidRequest, ModelMismatch, ModelUnavailable
+from shared.messages import Features, ModelInfo, Open, Proposal, Tokens
 
 # A row of fp16 probabilities sums to one within rounding, whatever its length.
 _MASS_TOLERANCE = 0.01
@@ -24,6 +24,23 @@ class Limits:
     image_tokens: int  # T
     feature_width: int  # d_f
     max_span: int  # largest K
+
+
+def check_model(order: Open, info: ModelInfo) -> None:
+    """Raise ModelUnavailable or ModelMismatch unless the order is for this model."""
+    if order.model != info.name:
+        raise ModelUnavailable(f"no model {order.model!r} here", f"this server serves {info.name!r}")
+    if order.cloud_digest not in ("", info.digest):
+        why = f"the device belongs to cloud weights {order.cloud_digest}, this server has {info.digest}"
+        next_step = (
+            "give the device the package trained for this cloud, or start the cloud it was trained for"
+        )
+        raise ModelMismatch(f"device and cloud disagree about {info.name!r}", why, next_step)
+    if order.codebook_size != info.codebook_size:
+        what = f"the device has {order.codebook_size} codes, the cloud {info.codebook_size}"
+        raise ModelMismatch(
+            what, "both must use the same codebook", "install the device package of this model"
+        )
 
 
 def check_ids(ids: Tokens, limits: Limits, name: str, refuse: type[InvalidRequest]) -> None:

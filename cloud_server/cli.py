@@ -32,6 +32,7 @@ from shared.tokens import read_tokens
 
 if TYPE_CHECKING:
     from cloud_server.server import Settings
+    from shared.models.by_scale import ScaleCloud
     from shared.models.zoo import CloudModel
 
 PROGRAM = "cloud-server"
@@ -166,10 +167,12 @@ def run(flags: Flags) -> None:
     import torch
 
     from cloud_server.server import serve
+    from shared.models.by_scale import is_by_scale
 
     torch.set_num_threads(flags.threads)
     settings = settings_of(flags, os.environ.get("CIAR_TOKEN"))
-    cloud, sessions = _load(flags)
+    load = _load_scales if is_by_scale(flags.model, flags.models.expanduser()) else _load
+    cloud, sessions = load(flags)
     asyncio.run(serve(cloud, replace(settings, max_sessions=sessions)))
 
 
@@ -226,6 +229,24 @@ def _load(flags: Flags) -> tuple[CloudModel, int]:
     if flags.pack_weights:
         pack(cloud.model.gpt)
     return cloud, sessions
+
+
+def _load_scales(flags: Flags) -> tuple[ScaleCloud, int]:
+    """The same for a model that draws scale by scale. Raises InvalidRequest for flags it has no use for."""
+    from cloud_server import memory, scale_desk
+    from shared.models.by_scale import load_scale_cloud
+    from shared.models.zoo import find
+
+    for name in ("dtype", "device", "compile", "pack_weights", "fold_prefix"):
+        if getattr(flags, name) != (plain := Flags.model_fields[name].default):
+            what = f"--{name.replace('_', '-')} {getattr(flags, name)} is not for models by scales"
+            raise InvalidRequest(what, f"allowed: {plain}")
+    models = flags.models.expanduser()
+    wants = scale_desk.need(find(flags.model, models))
+    usable = memory.usable_bytes(flags.memory_fraction, flags.device)
+    sessions = memory.sessions(wants, usable, flags.max_sessions)
+    logging.getLogger(__name__).info("%s", memory.plan_line(wants, usable, sessions))
+    return load_scale_cloud(flags.model, models), sessions
 
 
 def _version() -> str:

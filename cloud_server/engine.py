@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from cloud_server import alone
-from cloud_server.checks import Limits, check_features, check_ids
+from cloud_server.checks import Limits, check_features, check_ids, check_model
 from cloud_server.forward import Compiled, Eager, Forward, Rows
 from cloud_server.session import Job, Session
 from shared.decoding.acceptance import Judged, Judgement, rule
 from shared.decoding.noise import check_seed
 from shared.decoding.warp import log_probs
-from shared.errors import InvalidRequest, ModelMismatch, ModelUnavailable, Overloaded
+from shared.errors import InvalidRequest, Overloaded
 from shared.messages import MAX_FORWARDS, Features, ModelInfo, Open
 from shared.models.kv_cache import KVCache
 from shared.models.woven import Weave
@@ -149,20 +149,8 @@ class Engine:
         return [Answer(judgement, cloud_s) for judgement in judgements]
 
     def _check(self, order: Open) -> None:
-        info, limits = self.info, self.limits
-        if order.model != info.name:
-            raise ModelUnavailable(f"no model {order.model!r} here", f"this server serves {info.name!r}")
-        if order.cloud_digest not in ("", info.digest):
-            why = f"the device belongs to cloud weights {order.cloud_digest}, this server has {info.digest}"
-            next_step = (
-                "give the device the package trained for this cloud, or start the cloud it was trained for"
-            )
-            raise ModelMismatch(f"device and cloud disagree about {info.name!r}", why, next_step)
-        if order.codebook_size != limits.codebook_size:
-            what = f"the device has {order.codebook_size} codes, the cloud {limits.codebook_size}"
-            raise ModelMismatch(
-                what, "both must use the same codebook", "install the device package of this model"
-            )
+        limits = self.limits
+        check_model(order, self.info)
         check_seed(order.seed)
         rule(order.acceptance)
         alone.check(order)

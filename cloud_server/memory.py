@@ -65,7 +65,7 @@ def need(folder: Path, dtype: torch.dtype, device: str) -> Need:
     Raises ModelUnavailable where the folder holds no cloud.
     """
     config = from_dict(TransformerConfig, read_config(folder / "cloud", "cloud")["transformer"])
-    weights = dtype.itemsize * sum(prod(shape) for _, shape in _shapes(folder / "cloud" / WEIGHTS))
+    weights = dtype.itemsize * sum(prod(shape) for _, shape in shapes(folder / "cloud" / WEIGHTS))
     encoder = _encoder_bytes(folder / "t5") if device == "cpu" else 0
     return Need(weights, encoder, *session_need(config, dtype))
 
@@ -153,12 +153,12 @@ def _encoder_bytes(folder: Path) -> int:
     """The encoder of a T5 in fp32; about half of the files where their headers tell nothing."""
     tables = sorted(folder.glob("*.safetensors"))
     if tables:
-        shapes = (pair for file in tables for pair in _shapes(file))
+        shapes = (pair for file in tables for pair in shapes(file))
         return 4 * sum(prod(shape) for name, shape in shapes if name.startswith(_ENCODER))
     return sum(file.stat().st_size for file in folder.glob("*.bin")) // 2
 
 
-def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
+def shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
     """Names and shapes in a safetensors file, from its header: 8 bytes of length, then JSON."""
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))

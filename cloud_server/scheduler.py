@@ -10,9 +10,10 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cloud_server.engine import Answer, Engine, batches
 from cloud_server.model_thread import ModelThread
@@ -20,6 +21,7 @@ from cloud_server.session import Job, Session
 from cloud_server.telemetry import Telemetry
 from shared.messages import Open
 
+ResultT = TypeVar("ResultT")
 FAILURES = 5  # forwards that fail one after another before the engine counts as dead
 log = logging.getLogger(__name__)
 
@@ -50,13 +52,7 @@ class Scheduler:
 
     async def open(self, order: Open) -> Session:
         """`Engine.open`, off the loop. A caller that is cancelled meanwhile leaves no slot taken."""
-        opening = self._thread.submit(lambda: self._engine.open(order))
-        try:
-            session = await asyncio.shield(asyncio.wrap_future(opening))
-        except asyncio.CancelledError:
-            if not opening.cancel():  # it has begun
-                opening.add_done_callback(self._close_unclaimed)
-            raise
+        session = await in_turn(self._thread, lambda: self._engine.open(order), self._engine.close)
         self._sessions += 1
         return session
 
@@ -104,11 +100,6 @@ class Scheduler:
         """Wait for the model thread to finish what it was given, then end it."""
         self._thread.stop()
 
-    def _close_unclaimed(self, opening: Future[Session]) -> None:
-        """In the model thread: nobody waits for this session any more."""
-        if opening.exception() is None:
-            self._engine.close(opening.result())
-
     def _run_waiting(self) -> None:
         """In the model thread: run all that waits, at most one job per session."""
         taken = self._take()
@@ -151,6 +142,25 @@ class Scheduler:
         )
         for waiter, answer in zip(waiters, answers, strict=True):
             _tell(waiter.answer, answer)
+
+
+async def in_turn(
+    thread: ModelThread, act: Callable[[], ResultT], undo: Callable[[ResultT], None]
+) -> ResultT:
+    """Await an act of the model thread. One whose caller is cancelled is skipped, or undone if it had begun,
+    in that thread as well."""
+
+    def unclaimed(done: Future[ResultT]) -> None:
+        if done.exception() is None:
+            undo(done.result())
+
+    future = thread.submit(act)
+    try:
+        return await asyncio.shield(asyncio.wrap_future(future))
+    except asyncio.CancelledError:
+        if not future.cancel():  # it has begun
+            future.add_done_callback(unclaimed)
+        raise
 
 
 def _tell(future: asyncio.Future[Answer], what: Answer | Exception) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -18,14 +18,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from cloud_server.admission import Admission, Doors
+from cloud_server.desk import Desk, TokenDesk
 from cloud_server.engine import MAX_SPAN, Engine
 from cloud_server.operations import OperationsPage, State
+from cloud_server.scale_desk import ScaleDesk
+from cloud_server.scale_engine import ScaleEngine
 from cloud_server.scheduler import Pace, Scheduler
 from cloud_server.security import Guard, Tls, warning
 from cloud_server.service import CiarService, House, Patience
 from cloud_server.telemetry import Alarm, Telemetry
 from shared.errors import CiarError, SessionLost
-from shared.messages import ServerInfo
+from shared.messages import ModelInfo, ServerInfo
+from shared.models.by_scale import ScaleCloud
 from shared.models.text import MAX_PROMPT_CHARS
 from shared.models.zoo import CloudModel
 from shared.wire.codec import PROTOCOL_VERSION
@@ -87,35 +91,28 @@ class Settings:
 class CloudServer:
     """One server: `start`, then `stop`. `port` is the real one once it has started."""
 
-    def __init__(self, cloud: CloudModel, settings: Settings) -> None:
+    def __init__(self, cloud: CloudModel | ScaleCloud, settings: Settings) -> None:
         self.settings, self.port, self.metrics_port = settings, settings.port, settings.metrics_port
         self.telemetry = Telemetry(settings.alarm)
-        engine = self._engine = Engine(
-            cloud,
-            settings.max_sessions,
-            settings.max_span,
-            fold_prefix=settings.fold_prefix,
-            compiled=settings.compiled,
-        )
-        self._scheduler = Scheduler(engine, self.telemetry, settings.pace)
+        info = self._staff(cloud)
         self._about = {"version": settings.version, "model": cloud.name, "digest": cloud.digest}
         self._guard = Guard(settings.tokens, health_too=settings.health_needs_token)
         self._admission = Admission(settings.doors)
-        self.service = CiarService(self._house(engine))
+        self.service = CiarService(self._house(info))
         self._page: OperationsPage | None = None
         self._watching: asyncio.Task[None] | None = None
         self._seen_s = time.monotonic()  # when the event loop was last seen alive
         self._stopping = False
         self._serving = False  # what health says
-        self.telemetry.gauge("queue_jobs", "Jobs that wait for a forward", lambda: self._scheduler.waiting)
+        self.telemetry.gauge("queue_jobs", "Jobs that wait for a forward", lambda: self._desk.waiting)
         self.telemetry.gauge("queue_orders", "Orders that wait for a place", lambda: self._admission.queued)
-        self.telemetry.gauge("engine_busy_seconds", "The forward under way", lambda: self._scheduler.busy_s)
+        self.telemetry.gauge("engine_busy_seconds", "The forward under way", lambda: self._desk.busy_s)
 
     async def start(self) -> None:
         """Warm the engine up, then listen. Raises CiarError when it cannot, or a port cannot be used."""
         settings = self.settings
         began = time.perf_counter()
-        if shapes := self._engine.warm():
+        if shapes := self._warm():
             log.info("compiled for %d shapes in %.1f s", shapes, time.perf_counter() - began)
         self._health = health.aio.HealthServicer()
         self._grpc = grpc.aio.server(interceptors=[self._guard], options=_options(settings))
@@ -151,22 +148,41 @@ class CloudServer:
                 await self._watching
         self._release()
 
-    def _house(self, engine: Engine) -> House:
+    def _staff(self, cloud: CloudModel | ScaleCloud) -> ModelInfo:
+        """Who draws and judges: the desk of the model's family, and what has to be warmed up before."""
         settings = self.settings
-        info = ServerInfo(
+        if isinstance(cloud, ScaleCloud):
+            scales = ScaleEngine(cloud, settings.max_sessions)
+            self._desk: Desk = ScaleDesk(scales, self.telemetry, settings.pace.limit_s)
+            self._warm: Callable[[], int] = int  # nothing to compile
+            return scales.info
+        engine = Engine(
+            cloud,
+            settings.max_sessions,
+            settings.max_span,
+            fold_prefix=settings.fold_prefix,
+            compiled=settings.compiled,
+        )
+        self._desk = TokenDesk(Scheduler(engine, self.telemetry, settings.pace))
+        self._warm = engine.warm
+        return engine.info
+
+    def _house(self, info: ModelInfo) -> House:
+        settings = self.settings
+        served = ServerInfo(
             protocol_version=PROTOCOL_VERSION,
-            models=(engine.info,),
+            models=(info,),
             max_prompt_chars=settings.max_prompt_chars,
             max_span_tokens=settings.max_span,
             max_sessions=settings.max_sessions,
             max_message_bytes=settings.max_message_bytes,
         )
         return House(
-            self._scheduler,
+            self._desk,
             self.telemetry,
             self._admission,
             self._guard,
-            info,
+            served,
             settings.patience,
             max_streams=4 * (settings.max_sessions + settings.max_queue) + 64,
         )
@@ -191,7 +207,7 @@ class CloudServer:
             await self._look(max(self._seen_s - asleep_s - _BEAT_S, 0.0))
 
     async def _look(self, lag_s: float) -> None:
-        problem = self._scheduler.problem
+        problem = self._desk.problem
         self.telemetry.pulse(alive=problem is None, lag_s=lag_s)
         if self._serving == (problem is None):
             return
@@ -203,24 +219,24 @@ class CloudServer:
             self.service.welcome()
             return
         log.error("the engine is dead: %s", problem)
-        if self._scheduler.stuck:
+        if self._desk.stuck:
             self.service.abandon(SessionLost("the engine is dead", problem, "resume on another server"))
 
     def _state(self) -> State:
         """Asked by the operations page, from its thread."""
         silent_s = time.monotonic() - self._seen_s
         dead = f"the event loop was not seen for {silent_s:.0f} s" if silent_s > _LOOP_LIMIT_S else None
-        return State(dead or self._scheduler.problem, "it is stopping" if self._stopping else None)
+        return State(dead or self._desk.problem, "it is stopping" if self._stopping else None)
 
     def _release(self) -> None:
-        self._scheduler.stop()
+        self._desk.stop()
         if self._page is not None:
             self._page.close()
             self._page = None
 
 
 @asynccontextmanager
-async def running(cloud: CloudModel, settings: Settings) -> AsyncIterator[CloudServer]:
+async def running(cloud: CloudModel | ScaleCloud, settings: Settings) -> AsyncIterator[CloudServer]:
     """A started server, stopped without grace at the end."""
     server = CloudServer(cloud, settings)
     await server.start()
@@ -230,7 +246,7 @@ async def running(cloud: CloudModel, settings: Settings) -> AsyncIterator[CloudS
         await server.stop()
 
 
-async def serve(cloud: CloudModel, settings: Settings) -> None:
+async def serve(cloud: CloudModel | ScaleCloud, settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully. A second signal ends the process at once."""
     server, asked = CloudServer(cloud, settings), asyncio.Event()
     await server.start()

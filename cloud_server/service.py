@@ -14,16 +14,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import grpc
-import numpy as np
 
 from cloud_server.admission import Admission
-from cloud_server.alone import artist
-from cloud_server.scheduler import Scheduler
+from cloud_server.desk import Desk, Seat
 from cloud_server.security import Guard
-from cloud_server.session import Job, Session
 from cloud_server.telemetry import Telemetry
-from cloud_server.tree import job_of
-from shared.decoding.acceptance import Judgement
 from shared.errors import CiarError, InvalidPrompt, InvalidRequest, Overloaded, SessionLost
 from shared.logs import REQUEST_ID, about, known_request_id
 from shared.messages import Draft, Finish, Open, Opened, ServerInfo, Usage, Verdict
@@ -51,7 +46,7 @@ class Patience:
 class House:
     """What all sessions share."""
 
-    scheduler: Scheduler
+    desk: Desk
     telemetry: Telemetry
     admission: Admission
     guard: Guard
@@ -61,11 +56,11 @@ class House:
 
 
 class CiarService(rpc.CiarServiceServicer):
-    """The servicer. All sessions share one scheduler; none sees another."""
+    """The servicer. All images share one desk; none sees another."""
 
     def __init__(self, house: House) -> None:
         self._house, self._patience = house, house.patience
-        self._scheduler, self._telemetry = house.scheduler, house.telemetry
+        self._telemetry = house.telemetry
         self._running: set[asyncio.Timeout] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -122,17 +117,17 @@ class CiarService(rpc.CiarServiceServicer):
                 raise SessionLost(*self._ending)
             async with (
                 self._house.admission.place(self._house.guard.caller(stream)),
-                self._session(order) as session,
+                self._seat(order) as seat,
             ):
-                await self._write(stream, await self._draw_prefix(session))
-                end = await self._rounds(stream, session)
+                await self._write(stream, await seat.begin())
+                end = await self._rounds(stream, seat)
             # The place is free before the device hears of the end: it may open its next image at once.
             if isinstance(end, Open):
                 raise InvalidRequest("a second Open came", "one stream is one image", "open another stream")
             if end is None:
                 return None
-            self._telemetry.session_finished(session.rates)
-            return session.usage()
+            self._telemetry.session_finished(seat.rates)
+            return seat.usage()
 
     def _checked(self, order: Open | Draft | Finish) -> Open:
         if not isinstance(order, Open):
@@ -142,13 +137,13 @@ class CiarService(rpc.CiarServiceServicer):
             raise InvalidPrompt(f"the prompt has {length} characters", f"allowed: up to {most}")
         return order
 
-    async def _rounds(self, stream: Stream, session: Session) -> Open | Finish | None:
+    async def _rounds(self, stream: Stream, seat: Seat) -> Open | Finish | None:
         """Judge drafts until something else comes."""
         waited_from_s = time.perf_counter()
         while isinstance(draft := await self._read(stream, self._patience.idle_s), Draft):
             came_s = time.perf_counter()
             self._telemetry.turn(came_s - waited_from_s)
-            await self._write(stream, await self._judge(session, draft, came_s))
+            await self._write(stream, await self._judge(seat, draft, came_s))
             waited_from_s = time.perf_counter()
         return draft
 
@@ -178,49 +173,22 @@ class CiarService(rpc.CiarServiceServicer):
         except TimeoutError:
             raise SessionLost(f"no frame was read for {self._patience.idle_s:g} s") from None
 
-    async def _draw_prefix(self, session: Session) -> Opened:
-        """Draw what is missing of the prefix as was ordered, in batches with other sessions."""
-        owned, drawing = len(session.tokens), artist(session)
-        while session.missing_prefix:
-            answer = await self._scheduler.submit(drawing.job())
-            drawing.take(answer.judgement)
-        prefix = np.array(session.tokens[owned:], dtype=np.int32)
-        tokens = session.limits.image_tokens
-        return Opened(session.name, tokens, prefix, session.forwards, session.cloud_s)
-
-    async def _judge(self, session: Session, draft: Draft, came_s: float) -> Verdict:
-        known = session.answered(draft)
-        if known is not None:
-            return known
-        settled = session.settled(draft)
-        if settled is None:
-            return session.void(draft)
-        session.check(settled)
-        judgements, cloud_s = await self._forwards(session, settled)
-        self._telemetry.draft(len(draft.span), judgements[0].accepted, time.perf_counter() - came_s)
-        return session.record(draft, judgements, cloud_s)
-
-    async def _forwards(self, session: Session, draft: Draft) -> tuple[list[Judgement], float]:
-        """Judge a draft, then what the cloud guessed behind its correction, as often as the order allows.
-
-        Every forward is a job like any other: between two of them the other sessions have their turn.
-        """
-        answers = [await self._scheduler.submit(job_of(session, draft))]
-        while job := Job.iterating(session, [answer.judgement for answer in answers]):
-            answers.append(await self._scheduler.submit(job))
-        return [answer.judgement for answer in answers], sum(answer.cloud_s for answer in answers)
+    async def _judge(self, seat: Seat, draft: Draft, came_s: float) -> Verdict:
+        verdict, judged = await seat.judge(draft)
+        if judged:
+            self._telemetry.draft(len(draft.span), verdict.accepted, time.perf_counter() - came_s)
+        return verdict
 
     @asynccontextmanager
-    async def _session(self, order: Open) -> AsyncIterator[Session]:
-        session = await self._scheduler.open(order)
+    async def _seat(self, order: Open) -> AsyncIterator[Seat]:
+        seat = await self._house.desk.open(order)
         self._telemetry.session_opened(resumed=len(order.resume) > 0)
         try:
-            yield session
+            yield seat
         finally:
-            self._scheduler.close(session)
+            seat.leave()
             self._telemetry.session_closed()
-            cost = f"{session.forwards} forwards, {session.cloud_s:.2f} s of model time"
-            log.info("session %s: %d tokens, %s", session.name, len(session.tokens), cost)
+            log.info("session %s", seat.story)
 
     @asynccontextmanager
     async def _while_serving(self) -> AsyncIterator[None]:

@@ -7,67 +7,46 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import time
 from collections import deque
-from collections.abc import Awaitable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
 
 from device_client.cloud import Cloud, Request
 from device_client.drafter import Drafter, Step
+from device_client.ledger import Ledger
 from device_client.pacing import Situation, pace, pacing_for
 from device_client.policy import Policy
-from device_client.progress import Counters, Progress, Source, Trip
+from device_client.progress import Source
 from device_client.rounds import Round, weigh
-from shared.errors import CiarError, CloudUnreachable, InvalidRequest, ModelMismatch, Overloaded, Refused
+from shared.errors import CloudUnreachable, InvalidRequest, ModelMismatch, Overloaded, Refused
 from shared.messages import Draft, Open, Opened, Verdict
 from shared.models.zoo import DevicePackage
 
-AnswerT = TypeVar("AnswerT")
 log = logging.getLogger(__name__)
 
 
-class Image:
+class Image(Ledger):
     """One image. `tokens` are decided; behind them stand rounds under way and the one being drawn."""
 
     def __init__(self, package: DevicePackage, request: Request, policy: Policy, cloud: Cloud | None) -> None:
         if policy.use_cloud and cloud is None:
             raise InvalidRequest(f"mode {policy.mode!r} needs a cloud", "only device-only works without one")
+        super().__init__(package.model.base.config.image_tokens, cloud if policy.use_cloud else None)
         self.package, self.request, self.policy = package, request, policy
-        self.cloud = self._asked = cloud if policy.use_cloud else None
-        self.size = package.model.base.config.image_tokens
-        self.tokens: list[int] = []
-        self._sources: list[Source] = []
-        self._scores: list[float | None] = []
         self._flight: deque[Round] = deque()  # sent and not judged yet, oldest first
         self._round = Round()  # being drawn, behind those
         self._ahead: list[int] = []  # what both hold behind `tokens`
         self._guesses: dict[int, int] = {}  # place -> what the cloud guessed there
-        self._shown = self._sent = 0
-        self._trips: list[Trip] = []
-        self._counters = Counters(self.size)
+        self._sent = 0
         self._pace = pace(policy.pacing)
         self._pacing = pacing_for(
             policy.threshold, policy.budget, policy.gate, package.calibration, self.size
         )
         self._opened_s = 0.0  # of `wait_s`
-        self._started_s = time.perf_counter()
-        self._before = self._traffic()
         with self._timed("device_s"):
             given = package, request.prompt, request.seed, request.warp
             self._drafter = Drafter(*given, gate=policy.gate, acceptance=policy.acceptance)
-
-    @property
-    def done(self) -> bool:
-        """Whether all T tokens are decided."""
-        return len(self.tokens) >= self.size
-
-    @property
-    def grew(self) -> bool:
-        """Whether tokens were decided since the last `progress`."""
-        return len(self.tokens) > self._shown
 
     @property
     def must_listen(self) -> bool:
@@ -199,21 +178,6 @@ class Image:
         else:
             self._rewind()
 
-    def progress(self) -> Progress:
-        """A snapshot."""
-        self._shown = len(self.tokens)
-        up, down, resumes = (now - then for now, then in zip(self._traffic(), self._before, strict=True))
-        counters = replace(
-            self._counters, bytes_up=up, bytes_down=down, resumes=resumes, total_s=self._now_s()
-        )
-        seen = tuple(self.tokens), tuple(self._sources), tuple(self._scores)
-        return Progress(*seen, counters, self.done, tuple(self._trips))
-
-    async def waiting(self, answer: Awaitable[AnswerT]) -> AnswerT:
-        """Await the cloud."""
-        with self._timed("wait_s"):
-            return await answer
-
     @contextmanager
     def or_alone(self) -> Iterator[None]:
         """An act of the cloud; if none can be had and the policy says so, the image goes on without one.
@@ -228,12 +192,6 @@ class Image:
             log.warning("%s; the device draws the other %d tokens alone", error, self.size - len(self.tokens))
             self._rewind()
             self.cloud = None
-
-    async def close(self) -> None:
-        """End the session; an image is not lost because its cloud was."""
-        if self.cloud is not None:
-            with suppress(CiarError):
-                await self.cloud.finish()
 
     @property
     def _end(self) -> int:
@@ -263,27 +221,4 @@ class Image:
 
     def _decide(self, tokens: Sequence[int], source: Source, steps: Sequence[Step] = ()) -> None:
         """Append tokens to the image, with the scores of the steps that drafted for these places."""
-        self.tokens.extend(tokens)
-        self._sources.extend([source] * len(tokens))
-        scores = [step.score for step in steps] or [math.nan] * len(tokens)
-        self._scores.extend(score if math.isfinite(score) else None for score in scores)
-
-    def _traffic(self) -> tuple[int, int, int]:
-        """Of all images this cloud object has served."""
-        return (link.bytes_up, link.bytes_down, link.resumes) if (link := self._asked) else (0, 0, 0)
-
-    def _now_s(self) -> float:
-        """Seconds since the image began."""
-        return time.perf_counter() - self._started_s
-
-    def _count(self, **more: float) -> None:
-        sums = {name: getattr(self._counters, name) + value for name, value in more.items()}
-        self._counters = replace(self._counters, **sums)
-
-    @contextmanager
-    def _timed(self, counter: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._count(**{counter: time.perf_counter() - start})
+        self._enter(tokens, source, [step.score for step in steps])

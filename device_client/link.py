@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from device_client.identity import Identity
-from device_client.owned import Owned
+from device_client.owned import Owned, owned
 from device_client.replicas import FIRST_PAUSE_S, LONGEST_PAUSE_S, Replicas
 from shared.errors import CiarError, ModelMismatch, Overloaded, SessionLost
 from shared.logs import REQUEST_FIELD, new_request_id
@@ -99,7 +99,7 @@ class CloudLink:
     async def open(self, order: Open) -> Opened:
         """Begin an image, or resume one from order.resume; a stream still open is given up."""
         self._drop()
-        self._owned = Owned(order)
+        self._owned = owned(order)
         return await self._persist(self._start)
 
     @property

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from shared.decoding.scales import VERDICTS
 from shared.decoding.tree import is_walk
 from shared.errors import CiarError
 from shared.messages import Draft, Features, Open, Opened, Tokens, Verdict, no_tokens
@@ -93,6 +94,27 @@ class Owned:
     def _check_ids(self, tokens: Sequence[int]) -> None:
         if tokens and max(tokens) >= self._order.codebook_size:
             raise _nonsense(f"token {max(tokens)} of a codebook of {self._order.codebook_size}")
+
+
+class OwnedScales(Owned):
+    """One image of a model by scales: a scale that was judged stands whole, patched."""
+
+    def _check(self, draft: Draft, verdict: Verdict) -> None:
+        places = [] if verdict.patch is None else verdict.patch.places.tolist()
+        tokens = [] if verdict.patch is None else verdict.patch.tokens.tolist()
+        length = len(draft.span)
+        if verdict.round != draft.round or verdict.accepted + len(places) != length:
+            raise _nonsense(f"round {verdict.round} with {verdict.accepted} of {length} tokens accepted")
+        if places and max(places) >= length:
+            raise _nonsense(f"a patch at {max(places)} of {length} tokens")
+        if verdict.drawn or len(verdict.path) or len(verdict.guesses):
+            raise _nonsense("tokens behind a scale")
+        self._check_ids(tokens)
+
+
+def owned(order: Open) -> Owned:
+    """Nothing but what the order resumes."""
+    return (OwnedScales if order.acceptance in VERDICTS else Owned)(order)
 
 
 def _nonsense(what: str) -> CiarError:

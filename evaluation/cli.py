@@ -20,6 +20,7 @@ from evaluation.verbs.machine import DeviceSpeed, EngineSpeed, Memory
 from evaluation.verbs.method import Method
 from evaluation.verbs.operations import Faults, Load, Replicas, Soak
 from evaluation.verbs.quality import Quality
+from evaluation.verbs.scales import Scales
 from evaluation.verbs.serving import Fuzz, Overhead
 from evaluation.verbs.sheet import Sheet
 from evaluation.verbs.study import All, Draw, Table
@@ -46,6 +47,7 @@ class EvalApp(BaseSettings):
     auroc: CliSubCommand[Auroc]
     bench: CliSubCommand[Bench]
     sheet: CliSubCommand[Sheet]
+    scales: CliSubCommand[Scales]
     link: CliSubCommand[Link]
     link_check: CliSubCommand[LinkCheck]
     engine: CliSubCommand[EngineSpeed]

@@ -16,6 +16,7 @@ from shared.decoding.acceptance import Relaxation
 from shared.decoding.warp import Warp
 
 Tokens = NDArray[np.int32]
+Marks = NDArray[np.bool_]
 MAX_FORWARDS = 8  # runs of the cloud model that one draft may cost
 ALONE = ("", "jacobi", "sjd", "rows")  # how the cloud draws by itself; "": one token a run
 
@@ -49,6 +50,14 @@ class Proposal:
 
     ids: NDArray[np.int32]
     probabilities: NDArray[np.float16]
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Tokens that stand instead of a scale's own: int32 [n] each, places in the span ascending."""
+
+    places: Tokens
+    tokens: Tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +96,7 @@ class Opened:
     prefix: Tokens
     cloud_forwards: int  # spent on the prefix
     cloud_s: float  # seconds of model time spent on the prefix
+    by_scale: bool = False  # the model draws scale by scale: tokens may travel packed
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +111,7 @@ class Draft:
               stands for the bonus of that round, and `base` is its place
     parents   of a tree: node i of the span hangs from node parents[i] - 1, or from the token before the span
               where that is 0; parents come before children. Empty: the span is a chain
+    bad       of a model by scales, whose span is one scale: places the device doubts, [K]; None for any other
     """
 
     round: int
@@ -111,6 +122,7 @@ class Draft:
     proposal: Proposal | None = None
     behind: int | None = None
     parents: Tokens = field(default_factory=no_tokens)
+    bad: Marks | None = None
 
     def settled(self) -> Draft:
         """A pipelined draft once its bonus has come as assumed: an ordinary one that begins a token later."""
@@ -118,7 +130,11 @@ class Draft:
         return replace(self, base=self.base + 1, catch_up=self.catch_up[1:], features=features, behind=None)
 
     def standing(self, verdict: Verdict) -> Tokens:
-        """The span tokens that a verdict on this draft lets stand."""
+        """The span tokens that a verdict on this draft lets stand, patched where it says so."""
+        if verdict.patch is not None:
+            patched = self.span.copy()
+            patched[verdict.patch.places] = verdict.patch.tokens
+            return patched
         return self.span[verdict.path] if len(self.parents) else self.span[: verdict.accepted]
 
 
@@ -132,6 +148,7 @@ class Verdict:
     guesses  the cloud's unverified draws for the places behind all that, a rejected token before them
     stale    a pipelined draft whose assumption failed: nothing was judged, nothing was spent
     path     of a tree: its nodes that stand, from the root on; there are `accepted` of them
+    patch    of a model by scales: `accepted` counts the span tokens outside of it; None for any other model
     """
 
     round: int
@@ -143,6 +160,7 @@ class Verdict:
     cloud_forwards: int = 1
     stale: bool = False
     path: Tokens = field(default_factory=no_tokens)
+    patch: Patch | None = None
 
     @property
     def drawn(self) -> list[int]:
@@ -175,6 +193,7 @@ class ModelInfo:
     codebook_size: int  # V
     image_tokens: int  # T
     feature_width: int  # d_f
+    scales: tuple[int, ...] = ()  # side of each map of a model by scales
 
 
 @dataclass(frozen=True)

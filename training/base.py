@@ -81,10 +81,12 @@ def nearest_codes(tokenizer: VQModel, count: int = 8) -> Tensor:
     return (codes @ codes.T).fill_diagonal_(-2).topk(count).indices
 
 
-def optimizers(model: nn.Module, rate: float, matrix_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for embeddings, heads and norms."""
-    matrices = [p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2]
-    others = [p for n, p in model.named_parameters() if not (".layers." in n and p.ndim == 2)]
+def optimizers(
+    model: nn.Module, rate: float, matrix_rate: float, blocks: str = ".layers."
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, whose names hold `blocks`; AdamW for embeddings, heads, norms."""
+    matrices = [p for n, p in model.named_parameters() if blocks in n and p.ndim == 2]
+    others = [p for n, p in model.named_parameters() if not (blocks in n and p.ndim == 2)]
     return [
         torch.optim.Muon(matrices, lr=matrix_rate, weight_decay=0.01),
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.01),

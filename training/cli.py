@@ -30,6 +30,7 @@ from training.critic import CriticRun, CriticTrainer
 from training.cut import Cut, cut, read_prompts
 from training.gate import GateRun, fit_model, gate_prompts
 from training.presets import PRESETS
+from training.scale_verbs import VarBase, VarDevice, VarTokenizer
 from training.tokenizer import TokenizerRun, TokenizerTrainer
 from training.verbs import Ablate, Bridge, Device, PlacedRun, Run, train_at, train_base
 
@@ -180,8 +181,8 @@ class Cutting(BaseModel):
 
 
 class TrainApp(BaseSettings):
-    """Train the models of CIAR (artwork, tokenizer, base, device, gate, bridge, ablate, critic, bundle), or
-    convert published ones.
+    """Train the models of CIAR (artwork, tokenizer, base, device, gate, bridge, ablate, critic, bundle;
+    var-tokenizer, var-base, var-device), or convert published ones.
 
     Example: ciar-train tokenizer --data artwork --out runs/tokenizer
     """
@@ -200,6 +201,9 @@ class TrainApp(BaseSettings):
     bundle: CliSubCommand[Bundle]
     convert: CliSubCommand[Convert]
     cut: CliSubCommand[Cutting]
+    var_tokenizer: CliSubCommand[VarTokenizer]
+    var_base: CliSubCommand[VarBase]
+    var_device: CliSubCommand[VarDevice]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -210,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
-    trained = Tokenizer | Base | Device | Gate | Bridge | Critic
+    trained = Tokenizer | Base | Device | Gate | Bridge | Critic | VarTokenizer | VarBase | VarDevice
     assert isinstance(verb, trained | Artwork | Bundle | Convert | Cutting)
     if not isinstance(verb, Artwork):
         torch.set_num_threads(verb.threads)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.models.checkpoint import load_vq, save_vq
+from shared.models.families.var_vae import ScaleVQ
 from shared.models.vq import VQModel, from_pixels, to_pixels
 from training.data import CELL, keyed_generator
 from training.presets import preset
@@ -96,7 +97,9 @@ def spherical_kmeans(points_NE: Tensor, count: int, rng: np.random.Generator, ro
 
 
 @torch.no_grad()
-def start_from_principal_components(model: VQModel, pixels_BHW3: Tensor, spread: float = 0.35) -> None:
+def start_from_principal_components(
+    model: VQModel | ScaleVQ, pixels_BHW3: Tensor, spread: float = 0.35
+) -> None:
     """Start the linear path as an auto-encoder over the E - 1 strongest principal components of patches.
 
     The last code dimension is constant, so that unit length costs little: with coordinates small beside it,

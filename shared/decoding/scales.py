@@ -46,6 +46,12 @@ def draw(log_p_BTV: Tensor, noise_BTV: Tensor, temperature: float = 1.0) -> Tens
     return (log_p_BTV / temperature + noise_BTV).argmax(-1)
 
 
+def drawn(logits_BTV: Tensor, warp: Warp, noise_BTV: Tensor) -> Tensor:
+    """Tokens [B, T] of a scale from guided logits, as `warp` says; temperature 0 is greedy."""
+    log_p_BTV = truncated(logits_BTV, warp.top_k, warp.top_p)
+    return draw(log_p_BTV, noise_BTV, warp.temperature) if warp.temperature else log_p_BTV.argmax(-1)
+
+
 def smoothed(log_p_BTV: Tensor, noise_BTV: Tensor, progress: float) -> Tensor:
     """Weights [B, T, V] of VAR's smooth pictures: a softmax in place of the argmax, sharper with `progress`
     from 0 to 1. The map is then no map of tokens, so nothing drawn this way can be verified."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from google.protobuf.message import DecodeError
 
+from shared.decoding.scales import VERDICTS
 from shared.errors import CiarError, InvalidDraft, InvalidPrompt, InvalidRequest
 from shared.messages import Draft, Finish, ModelInfo, Open, Opened, ServerInfo, Usage, Verdict
 from shared.wire import failures, settings, tensors
@@ -36,7 +37,7 @@ def encode_open(message: Open) -> pb.GenerateRequest:
             warp=settings.encode_warp(message.warp),
             prefix_tokens=message.prefix_tokens,
             acceptance=message.acceptance,
-            resume=tensors.encode_tokens(message.resume),
+            resume=tensors.encode_tokens(message.resume, by_scale=message.acceptance in VERDICTS),
             resume_features=tensors.encode_features(message.resume_features),
             guesses=message.guesses,
             max_forwards=message.max_forwards,
@@ -49,16 +50,18 @@ def encode_open(message: Open) -> pb.GenerateRequest:
 
 def encode_draft(message: Draft) -> pb.GenerateRequest:
     """One round."""
+    by_scale = message.bad is not None
     return pb.GenerateRequest(
         draft=pb.Draft(
             round=message.round,
             base=message.base,
-            span=tensors.encode_tokens(message.span),
-            catch_up=tensors.encode_tokens(message.catch_up),
+            span=tensors.encode_tokens(message.span, by_scale=by_scale),
+            catch_up=tensors.encode_tokens(message.catch_up, by_scale=by_scale),
             features=tensors.encode_features(message.features),
             proposal=tensors.encode_proposal(message.proposal),
             behind=message.behind,
             parents=tensors.encode_tokens(message.parents),
+            bad=tensors.encode_bad(message.bad),
         )
     )
 
@@ -116,6 +119,7 @@ def _decode_draft(message: pb.Draft) -> Draft:
         proposal=tensors.decode_proposal(message, len(span)),
         behind=message.behind if message.HasField("behind") else None,
         parents=tensors.decode_tokens(message, "parents", InvalidDraft),
+        bad=tensors.decode_bad(message, len(span)) if message.bad else None,
     )
 
 
@@ -166,7 +170,7 @@ def _encode_opened(message: Opened) -> pb.Opened:
     return pb.Opened(
         session=message.session,
         image_tokens=message.image_tokens,
-        prefix=tensors.encode_tokens(message.prefix),
+        prefix=tensors.encode_tokens(message.prefix, by_scale=message.by_scale),
         cloud_forwards=message.cloud_forwards,
         cloud_us=_microseconds(message.cloud_s),
     )
@@ -193,6 +197,7 @@ def _encode_verdict(message: Verdict) -> pb.Verdict:
         cloud_forwards=None if message.cloud_forwards == 1 else message.cloud_forwards,
         stale=message.stale,
         path=tensors.encode_tokens(message.path),
+        patch=tensors.encode_patch(message.patch),
     )
 
 
@@ -207,6 +212,7 @@ def _decode_verdict(message: pb.Verdict) -> Verdict:
         cloud_forwards=message.cloud_forwards if message.HasField("cloud_forwards") else 1,
         stale=message.stale,
         path=tensors.decode_tokens(message, "path", CiarError),
+        patch=tensors.decode_patch(message),
     )
 
 
@@ -248,6 +254,7 @@ def encode_info(info: ServerInfo) -> pb.GetInfoResponse:
                 codebook_size=model.codebook_size,
                 image_tokens=model.image_tokens,
                 feature_width=model.feature_width,
+                scales=model.scales,
             )
             for model in info.models
         ],
@@ -269,6 +276,7 @@ def decode_info(info: pb.GetInfoResponse) -> ServerInfo:
                 codebook_size=model.codebook_size,
                 image_tokens=model.image_tokens,
                 feature_width=model.feature_width,
+                scales=tuple(model.scales),
             )
             for model in info.models
         ),

@@ -14,8 +14,9 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
-from shared.errors import CiarError, InvalidDraft
-from shared.messages import Features, Proposal, Tokens, no_tokens
+from shared.decoding.scales import packed, unpacked
+from shared.errors import CiarError, InvalidDraft, InvalidRequest
+from shared.messages import Features, Marks, Patch, Proposal, Tokens, no_tokens
 from shared.wire.pb import ciar_pb2 as pb
 
 Refusal = type[CiarError]
@@ -27,6 +28,7 @@ _NUMPY: dict[int, np.dtype[Any]] = {
     pb.DTYPE_FLOAT16: np.dtype("<f2"),
 }
 _LARGEST_UINT16 = 0xFFFF
+_UINT12 = 1 << 12  # ids below this fit
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,20 @@ class _Form:
     dtypes: tuple[pb.Dtype, ...]
 
 
-_TOKENS = _Form(1, (pb.DTYPE_UINT16, pb.DTYPE_INT32))
+_TOKENS = _Form(1, (pb.DTYPE_UINT16, pb.DTYPE_INT32, pb.DTYPE_UINT12))
 _INDEX = _Form(1, (pb.DTYPE_UINT16,))
 _CODES = _Form(2, (pb.DTYPE_INT8,))
 _SCALE = _Form(1, (pb.DTYPE_FLOAT16,))
-_PROPOSAL_IDS = _Form(2, _TOKENS.dtypes)
+_PROPOSAL_IDS = _Form(2, (pb.DTYPE_UINT16, pb.DTYPE_INT32))
 _PROBABILITIES = _Form(2, (pb.DTYPE_FLOAT16,))
 
 
-def encode_tokens(tokens: Tokens) -> pb.Tensor | None:
-    """Tokens [n], two bytes each where all fit; None (an absent field) if there are none."""
+def encode_tokens(tokens: Tokens, *, by_scale: bool = False) -> pb.Tensor | None:
+    """Tokens [n], two bytes each where all fit, 12 bits those of models by scales; None (an absent field) if
+    there are none."""
+    if by_scale and tokens.size and tokens.max() < _UINT12:
+        data = packed(tokens.tolist(), _UINT12)
+        return pb.Tensor(dtype=pb.DTYPE_UINT12, shape=tokens.shape, data=data)
     return _encode_ids(tokens) if tokens.size else None
 
 
@@ -80,6 +86,43 @@ def decode_features(message: Message, field: str, tokens: int, refuse: Refusal) 
     _require_places(index, tokens, refuse)
     _require(np.isfinite(scale), scale, "Features.scale", "finite values", refuse)
     return Features(index=index, codes=codes, scale=scale)
+
+
+def encode_patch(patch: Patch | None) -> pb.Patch | None:
+    """None (an absent field) if nothing is replaced."""
+    if patch is None or not patch.places.size:
+        return None
+    places = _encode(patch.places, pb.DTYPE_UINT16)
+    return pb.Patch(places=places, tokens=encode_tokens(patch.tokens, by_scale=True))
+
+
+def decode_patch(verdict: pb.Verdict) -> Patch | None:
+    """The Patch of a verdict; None if absent. Raises CiarError."""
+    if not verdict.HasField("patch"):
+        return None
+    places = _decode(verdict.patch, "places", _INDEX, CiarError).astype(np.int32)
+    tokens = _decode_ids(verdict.patch, "tokens", _TOKENS, CiarError)
+    if len(places) != len(tokens) or (np.diff(places) <= 0).any():
+        what = f"a patch has {len(tokens)} tokens for places {places[:8].tolist()}"
+        raise CiarError(what, "one each, places ascending")
+    return Patch(places, tokens)
+
+
+def encode_bad(bad: Marks | None) -> bytes:
+    """A bit per span token; nothing if no token is marked."""
+    return b"" if bad is None or not bad.any() else np.packbits(bad).tobytes()
+
+
+def decode_bad(draft: pb.Draft, span: int) -> Marks:
+    """Marks [K] of the span tokens. Raises InvalidDraft for another number of bits."""
+    if not draft.bad:
+        return np.zeros(span, dtype=np.bool_)
+    if len(draft.bad) != -(-span // 8):
+        raise InvalidDraft(f"{len(draft.bad)} bytes of marks for {span} tokens", "a bit each")
+    bits = np.unpackbits(np.frombuffer(draft.bad, dtype=np.uint8))
+    if bits[span:].any():
+        raise InvalidDraft(f"marks behind the last of {span} tokens", "the last byte is filled with zeros")
+    return bits[:span].astype(np.bool_)
 
 
 def encode_proposal(proposal: Proposal | None) -> pb.Proposal | None:
@@ -125,14 +168,24 @@ def _decode(message: Message, field: str, form: _Form, refuse: Refusal) -> NDArr
         raise refuse(f"{name} has dtype {_dtype_name(tensor.dtype)}", f"allowed: {allowed}")
     if len(tensor.shape) != form.rank:
         raise refuse(f"{name} has rank {len(tensor.shape)}", f"allowed: rank {form.rank}")
-    shape, data, dtype = tuple(tensor.shape), tensor.data, _NUMPY[tensor.dtype]
+    shape, data = tuple(tensor.shape), tensor.data
     if min(shape) < 1:
         raise refuse(f"{name} has shape {shape}", "every dimension is at least 1; an empty field is left out")
+    if tensor.dtype == pb.DTYPE_UINT12:
+        return _unpacked(tensor, refuse)
+    dtype = _NUMPY[tensor.dtype]
     expected = math.prod(shape) * dtype.itemsize  # Python integers: no shape is too absurd for this product
     if len(data) != expected:
         carried = f"{name} of dtype {_dtype_name(tensor.dtype)} and shape {shape} carries {len(data)} bytes"
         raise refuse(carried, f"allowed: {expected}")
     return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+
+
+def _unpacked(tensor: pb.Tensor, refuse: Refusal) -> NDArray[Any]:
+    try:
+        return np.array(unpacked(tensor.data, tensor.shape[0], _UINT12), dtype=np.int32)
+    except InvalidRequest as error:
+        raise refuse(error.what, "elements of 12 bits") from None
 
 
 def _decode_ids(message: Message, field: str, form: _Form, refuse: Refusal) -> NDArray[np.int32]:

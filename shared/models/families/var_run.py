@@ -30,7 +30,10 @@ class ScaleRun:
         self.sum_BEHH = quantizer.nothing(len(labels_B))
         self.inputs: list[Tensor] = []  # of scales 1, 2, ...: [B, p * p, E]
         self.seen = 0  # scales in the cache
-        self._cond = model.condition(labels_B)
+        self.cond_RD = model.condition(labels_B)
+        # Of the scale last asked for; states have a row per image with its class, then one without.
+        self.hidden_RTD = self.cond_RD[:, None][:, :0]
+        self.logits_BTV = self.hidden_RTD[: len(labels_B)]
         self._cache = ScaleCache(model.config, 2 * len(labels_B))
 
     @property
@@ -43,11 +46,13 @@ class ScaleRun:
         scales, first = len(self.model.config.scales), min(self.seen, self.scale)
         maps = self.inputs[max(first - 1, 0) :] or [self.sum_BEHH.flatten(2).transpose(1, 2)[:, :0]]
         maps_RTE = torch.cat(maps, 1).repeat(2, 1, 1)
-        hidden = self.model(maps_RTE, self._cond, first, self.scale + 1, self._cache)
+        hidden = self.model(maps_RTE, self.cond_RD, first, self.scale + 1, self._cache)
         places = self.model.config.scales[self.scale] ** 2
-        cond, uncond = self.model.logits(hidden[:, -places:], self._cond).chunk(2)
+        self.hidden_RTD = hidden[:, -places:]
+        cond, uncond = self.model.logits(self.hidden_RTD, self.cond_RD).chunk(2)
         self.seen = self.scale + 1
-        return guide_scale(cond, uncond, guidance_at(self.scale, scales, self.guidance))
+        self.logits_BTV = guide_scale(cond, uncond, guidance_at(self.scale, scales, self.guidance))
+        return self.logits_BTV
 
     def push(self, tokens_BT: Tensor) -> None:
         """Give the next scale its tokens."""

@@ -27,6 +27,7 @@ class Dtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DTYPE_INT32: _ClassVar[Dtype]
     DTYPE_INT8: _ClassVar[Dtype]
     DTYPE_FLOAT16: _ClassVar[Dtype]
+    DTYPE_UINT12: _ClassVar[Dtype]
 ERROR_CODE_UNSPECIFIED: ErrorCode
 ERROR_CODE_INTERNAL: ErrorCode
 ERROR_CODE_INVALID_REQUEST: ErrorCode
@@ -42,6 +43,7 @@ DTYPE_UINT16: Dtype
 DTYPE_INT32: Dtype
 DTYPE_INT8: Dtype
 DTYPE_FLOAT16: Dtype
+DTYPE_UINT12: Dtype
 
 class GenerateRequest(_message.Message):
     __slots__ = ("open", "draft", "finish")
@@ -122,7 +124,7 @@ class Warp(_message.Message):
     def __init__(self, guidance: _Optional[float] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ...) -> None: ...
 
 class Draft(_message.Message):
-    __slots__ = ("round", "base", "span", "catch_up", "features", "proposal", "behind", "parents")
+    __slots__ = ("round", "base", "span", "catch_up", "features", "proposal", "behind", "parents", "bad")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     SPAN_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +133,7 @@ class Draft(_message.Message):
     PROPOSAL_FIELD_NUMBER: _ClassVar[int]
     BEHIND_FIELD_NUMBER: _ClassVar[int]
     PARENTS_FIELD_NUMBER: _ClassVar[int]
+    BAD_FIELD_NUMBER: _ClassVar[int]
     round: int
     base: int
     span: Tensor
@@ -139,7 +142,8 @@ class Draft(_message.Message):
     proposal: Proposal
     behind: int
     parents: Tensor
-    def __init__(self, round: _Optional[int] = ..., base: _Optional[int] = ..., span: _Optional[_Union[Tensor, _Mapping]] = ..., catch_up: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., behind: _Optional[int] = ..., parents: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    bad: bytes
+    def __init__(self, round: _Optional[int] = ..., base: _Optional[int] = ..., span: _Optional[_Union[Tensor, _Mapping]] = ..., catch_up: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., behind: _Optional[int] = ..., parents: _Optional[_Union[Tensor, _Mapping]] = ..., bad: _Optional[bytes] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ()
@@ -160,7 +164,7 @@ class Opened(_message.Message):
     def __init__(self, session: _Optional[str] = ..., image_tokens: _Optional[int] = ..., prefix: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., cloud_us: _Optional[int] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("round", "accepted", "token", "cloud_us", "more", "guesses", "cloud_forwards", "stale", "path")
+    __slots__ = ("round", "accepted", "token", "cloud_us", "more", "guesses", "cloud_forwards", "stale", "path", "patch")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +174,7 @@ class Verdict(_message.Message):
     CLOUD_FORWARDS_FIELD_NUMBER: _ClassVar[int]
     STALE_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    PATCH_FIELD_NUMBER: _ClassVar[int]
     round: int
     accepted: int
     token: int
@@ -179,7 +184,16 @@ class Verdict(_message.Message):
     cloud_forwards: int
     stale: bool
     path: Tensor
-    def __init__(self, round: _Optional[int] = ..., accepted: _Optional[int] = ..., token: _Optional[int] = ..., cloud_us: _Optional[int] = ..., more: _Optional[_Union[Tensor, _Mapping]] = ..., guesses: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., stale: _Optional[bool] = ..., path: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    patch: Patch
+    def __init__(self, round: _Optional[int] = ..., accepted: _Optional[int] = ..., token: _Optional[int] = ..., cloud_us: _Optional[int] = ..., more: _Optional[_Union[Tensor, _Mapping]] = ..., guesses: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., stale: _Optional[bool] = ..., path: _Optional[_Union[Tensor, _Mapping]] = ..., patch: _Optional[_Union[Patch, _Mapping]] = ...) -> None: ...
+
+class Patch(_message.Message):
+    __slots__ = ("places", "tokens")
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    places: Tensor
+    tokens: Tensor
+    def __init__(self, places: _Optional[_Union[Tensor, _Mapping]] = ..., tokens: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("cloud_forwards", "rounds", "judged", "accepted", "cloud_us")
@@ -258,15 +272,17 @@ class GetInfoResponse(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., max_prompt_chars: _Optional[int] = ..., max_span_tokens: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "digest", "codebook_size", "image_tokens", "feature_width")
+    __slots__ = ("name", "digest", "codebook_size", "image_tokens", "feature_width", "scales")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     CODEBOOK_SIZE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FEATURE_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    SCALES_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     codebook_size: int
     image_tokens: int
     feature_width: int
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., image_tokens: _Optional[int] = ..., feature_width: _Optional[int] = ...) -> None: ...
+    scales: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., image_tokens: _Optional[int] = ..., feature_width: _Optional[int] = ..., scales: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""`ciar-scales`: pictures of models by scales."""

@@ -1,0 +1,127 @@
+"""`ciar-scales`: a picture of a model by scales, such as VAR, from the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from PIL import Image
+from pydantic import Field, ValidationError
+from pydantic_settings import CliApp, SettingsConfigDict, SettingsError
+from rich.console import Console
+
+from device_client import render, scale_policy
+from device_client.cli import Options
+from device_client.cloud import Request
+from device_client.link import CloudLink
+from device_client.progress import Progress
+from device_client.report import counters_table
+from device_client.scale_loop import decode_scales
+from device_client.scale_policy import SCALE_MODES, ScalePolicy
+from shared.config import wrong_values
+from shared.decoding.warp import Warp
+from shared.errors import CiarError, CloudUnreachable, InvalidRequest, Overloaded, SessionLost
+from shared.models.by_scale import ScalePackage, load_scale_package
+
+PROGRAM = "ciar-scales"
+ABOUT = """Draw one picture of a model that draws scale by scale. Modes: ciar asks where the device is unsure,
+code is one hand-over after --prefix scales, exact is the cloud's own picture.
+
+  ciar-scales --model runs/var --prompt "a cat" --server host:50051 --mode code --prefix 6"""
+
+
+class ScaleDraw(Options):
+    """The command line."""
+
+    model_config = SettingsConfigDict(cli_prog_name=PROGRAM, json_schema_extra={"description": ABOUT})
+    prompt: str = Field(description="name or number of a class")
+    seed: int = Field(0, ge=0, description="seed of the picture")
+    mode: str = Field("ciar", description=f"one of {', '.join(SCALE_MODES)}")
+    prefix: int = Field(scale_policy.DEFAULT_PREFIX, ge=0, description="scales that the cloud draws first")
+    gate: str = Field(scale_policy.DEFAULT_GATE, description="what tells where the device is unsure")
+    bad: float = Field(scale_policy.DEFAULT_BAD, description="share of places that are bad on average")
+    guidance: float = Field(1.5, description="guidance at the last scale")
+    top_k: int = Field(100, description="codes kept; 0: all")
+    top_p: float = Field(0.9, description="mass kept; 1: all")
+    out: Path = Field(Path("image.png"), description="where the picture goes")
+
+    def policy(self, scales: int) -> ScalePolicy:
+        """The policy of the mode. Raises InvalidRequest for an unknown one."""
+        policies = {
+            "ciar": lambda: scale_policy.ciar(self.prefix, self.gate, self.bad),
+            "code": lambda: scale_policy.code(self.prefix),
+            "exact": scale_policy.exact,
+            "cloud-only": lambda: scale_policy.cloud_only(scales),
+            "device-only": scale_policy.device_only,
+        }
+        if self.mode not in policies:
+            raise InvalidRequest(f"mode {self.mode!r} is not allowed", f"allowed: {', '.join(policies)}")
+        return policies[self.mode]()
+
+    def draw(self) -> None:
+        """Draw, write, print what it cost. Raises CiarError."""
+        render.check_target(self.out)
+        torch.set_num_threads(self.threads)
+        package = load_scale_package(self.model, self.models.expanduser())
+        policy = self.policy(len(package.config.scales))
+        request = Request(self.prompt, self.seed, Warp(self.guidance, 1.0, self.top_k, self.top_p))
+        last = asyncio.run(self._drawn(package, request, policy))
+        settings = {
+            "prompt": self.prompt, "seed": self.seed, "mode": policy.mode, "model": package.name,
+            "device_digest": package.digest, "cloud_digest": package.cloud_digest,
+            "policy": asdict(policy), "warp": asdict(request.warp), "counters": last.counters.as_dict(),
+        }  # fmt: skip
+        render.save_png(self.out, to_image(package, last.tokens), settings)
+        Console().print(counters_table(last.counters))
+
+    async def _drawn(self, package: ScalePackage, request: Request, policy: ScalePolicy) -> Progress:
+        if policy.use_cloud and self.server is None:
+            raise InvalidRequest(f"mode {policy.mode} needs a server", "", "--server host:50051")
+        upstream = self.upstream()
+        async with CloudLink(
+            upstream.target or "nowhere:1",
+            deadline_s=upstream.deadline_s,
+            retry_s=upstream.retry_s,
+            identity=upstream.identity,
+        ) as link:
+            cloud = link if policy.use_cloud else None
+            seen = [step async for step in decode_scales(package, request, policy, cloud)]
+        return seen[-1]
+
+
+def to_image(package: ScalePackage, tokens: Sequence[int]) -> Image.Image:
+    """The RGB picture of all scales' tokens."""
+    offsets, scales = package.config.offsets, range(len(package.config.scales))
+    maps = [torch.tensor([list(tokens[offsets[scale] : offsets[scale + 1]])]) for scale in scales]
+    with torch.inference_mode():
+        image_3HW = package.vq.picture(package.vq.quantize.sums(maps)[-1])[0]
+    return Image.fromarray((image_3HW * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 failed, 2 misused, 3 the cloud is away or full."""
+    try:
+        options = CliApp.run(ScaleDraw, cli_args=list(sys.argv[1:] if argv is None else argv))
+        options.draw()
+    except ValidationError as error:
+        return _fail(wrong_values(error.errors()), 2)
+    except SettingsError as error:
+        return _fail(error, 2)
+    except (CloudUnreachable, SessionLost, Overloaded) as error:
+        return _fail(error, 3)
+    except CiarError as error:
+        return _fail(error, 1)
+    return 0
+
+
+def _fail(problem: object, status: int) -> int:
+    print(f"error: {problem}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

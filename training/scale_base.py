@@ -1,0 +1,158 @@
+"""`ciar-train var-base`: the large VAR on small pictures; or CoDe's drafter, on the first scales.
+
+Teacher forcing on pictures that a trained tokenizer encoded; a tenth of the classes are dropped for guidance.
+Loss and evaluation are means over scales, else the last ones would be most of it. Knows no device model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.decoding.scales import draw, scale_noise, truncated
+from shared.errors import InvalidRequest
+from shared.models.by_scale import save_scale_cloud
+from shared.models.families.var import VARModel
+from shared.models.families.var_run import ScaleRun
+from shared.models.families.var_vae import ScaleQuantizer, ScaleVQ
+from shared.models.generators import load_generator, load_scale_vq
+from training.base import falling, optimizers
+from training.runs import Learner, RunFolder, drive
+from training.scale_data import CLOUD_DEPTH, Pictures, dropped, eighth, var_shape
+from training.scale_tokenizer import encoded
+
+DROPPED = 0.1  # share of classes that guidance's other row learns from
+SAMPLE_GUIDANCE, SAMPLE_TOP_K, SAMPLE_TOP_P = 1.5, 100, 0.9
+SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class ScaleBaseRun:
+    """Settings of one run; saved with it. Raises InvalidRequest where `until` is no number of scales."""
+
+    data: Path
+    vae: Path
+    out: Path
+    steps: int = 900
+    batch: int = 16
+    rate: float = 2e-3
+    matrix_rate: float = 1e-2
+    average: float = 0.99
+    seed: int = 0
+    checkpoint_every: int = 150
+    start_from: Path | None = None  # exported model whose weights the run begins with
+    until: int | None = None  # only the first scales: CoDe's drafter
+
+    def __post_init__(self) -> None:
+        scales = len(var_shape(1).scales)
+        if self.until is not None and not 1 <= self.until <= scales:
+            raise InvalidRequest(f"the first {self.until} scales", f"allowed: 1 to {scales}")
+
+
+def initialise(model: VARModel) -> None:
+    """Small normal weights and open gates, so that it begins as a plain transformer."""
+    for name, value in model.named_parameters():
+        if value.ndim < 2 or name.endswith("scale_mul_1H11"):
+            continue
+        residual = name.endswith(("attn.proj.weight", "ffn.fc2.weight"))
+        nn.init.normal_(value, std=0.02 / (2 * model.config.depth) ** 0.5 if residual else 0.02)
+    if model.config.one_adaln:
+        bias = model.shared_ada_lin[1].bias
+        assert isinstance(bias, Tensor)
+        nn.init.ones_(bias[: 2 * model.config.dim])  # the gains come first
+
+
+def forced(
+    model: VARModel, quantizer: ScaleQuantizer, tokens: list[Tensor], labels_B: Tensor, until: int
+) -> tuple[Tensor, Tensor]:
+    """States [B, T, D] of the first `until` scales of images with these tokens, and the conditions [B, D]."""
+    with torch.no_grad():
+        sums = quantizer.sums(tokens[: until - 1]) if until > 1 else []
+        maps = [quantizer.input_map(total, scale) for scale, total in enumerate(sums, 1)]
+        nothing = quantizer.nothing(len(labels_B)).flatten(2).transpose(1, 2)[:, :0]
+        maps_BTE = torch.cat([nothing, *maps], 1)
+    cond_BD = model.class_emb(labels_B)
+    return model(maps_BTE, cond_BD, 0, until), cond_BD
+
+
+def by_scale(model: VARModel, values_BT: Tensor, until: int) -> list[Tensor]:
+    """The parts [B, p * p, ...] of a sequence of the first scales."""
+    offsets = model.config.offsets
+    return [values_BT[:, offsets[scale] : offsets[scale + 1]] for scale in range(until)]
+
+
+def sampled(vq: ScaleVQ, model: VARModel, labels_B: Tensor, seed: int) -> Tensor:
+    """Pictures, uint8 [B, H, W, 3], that one model draws alone with the seeds `seed`, `seed` + 1, ..."""
+    run = ScaleRun(model, vq.quantize, labels_B, SAMPLE_GUIDANCE)
+    for scale, side in enumerate(model.config.scales):
+        seeds = range(seed, seed + len(labels_B))
+        noise = scale_noise(seeds, scale, side * side, model.config.vocab_size)
+        run.push(draw(truncated(run.logits(), SAMPLE_TOP_K, SAMPLE_TOP_P), noise))
+    return eighth(vq.picture(run.sum_BEHH))
+
+
+class ScaleBaseTrainer:
+    """One run: step, resume, evaluate, export."""
+
+    def __init__(self, run: ScaleBaseRun) -> None:
+        self.run, self.folder = run, RunFolder(run.out)
+        self.pictures, self.vq = Pictures(run.data, run.seed), load_scale_vq(run.vae)
+        torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
+        self.model = VARModel(var_shape(CLOUD_DEPTH))
+        self.until = run.until or len(self.model.config.scales)
+        initialise(self.model)
+        if run.start_from:
+            self.model.load_state_dict(load_generator(run.start_from).state_dict())
+        groups = optimizers(self.model, run.rate, run.matrix_rate, "blocks.")
+        self.learner = Learner(self.model, groups, run.average)
+        if state := self.folder.begin(run, self.model.config):
+            self.learner.restore(state)
+
+    def save(self) -> None:
+        """Write everything a resumed run needs."""
+        self.folder.save(self.learner.state())
+
+    def train(self) -> None:
+        """Run to the last step, then export `OUT/cloud`."""
+        drive(self, self.run.steps, self.run.batch, self.run.checkpoint_every)
+        save_scale_cloud(self.run.out / "cloud", self.averaged_model(), self.pictures.labels)
+
+    def advance(self) -> dict[str, float]:
+        """One optimiser step on the next pictures; the loss is nats per token, the mean over scales."""
+        run, step = self.run, self.learner.step
+        batch = self.pictures.batch(step, run.batch)
+        labels = dropped(batch.labels_B, self.model.config.classes, DROPPED, run.seed + 5, step)
+        self.learner.set_rates(falling((run.matrix_rate, run.rate), step, run.steps))
+        with torch.autocast("cpu", torch.bfloat16):
+            losses_S = self._losses(self.model, encoded(self.vq, batch.image_B3HW), labels)
+        gradient = self.learner.learn(losses_S.mean())
+        return {"loss": round(losses_S.mean().item(), 4), "gradient": round(gradient, 3)}
+
+    def averaged_model(self) -> VARModel:
+        """The model that ships: averaged weights."""
+        model = VARModel(self.model.config)
+        model.load_state_dict(self.learner.averaged())
+        return model.eval()
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Nats per token on training and held-back pictures; a grid of samples where all scales are drawn."""
+        model, figures = self.averaged_model(), {}
+        for name, batch in (("loss", self.pictures.batch(0, 16)), ("held_back_loss", self.pictures.held(16))):
+            losses_S = self._losses(model, encoded(self.vq, batch.image_B3HW), batch.labels_B)
+            figures[f"plain_{name}"] = round(losses_S.mean().item(), 4)
+        if self.run.until is None:
+            labels = torch.arange(SAMPLES) % model.config.classes
+            self.folder.grid(f"samples-{self.learner.step:06d}", sampled(self.vq, model, labels, 0), 8)
+        return figures
+
+    def _losses(self, model: VARModel, tokens: list[Tensor], labels_B: Tensor) -> Tensor:
+        """Nats per token of each scale that is trained, [S]."""
+        hidden_BTD, cond_BD = forced(model, self.vq.quantize, tokens, labels_B, self.until)
+        logits = by_scale(model, model.logits(hidden_BTD, cond_BD), self.until)
+        pairs = zip(logits, tokens, strict=False)  # of tokens there may be more
+        return torch.stack([F.cross_entropy(z.flatten(0, 1), ids.flatten()) for z, ids in pairs])
