@@ -97,7 +97,7 @@ class Options(BaseSettings):
 
     def upstream(self) -> Upstream:
         """Where the cloud is."""
-        log_to_stderr(PROGRAM, self.log_format, logging.INFO if self.log_format == "json" else logging.WARNING)
+        log_to_stderr(PROGRAM, form := self.log_format, logging.INFO if form == "json" else logging.WARNING)
         identity = read_identity(
             tls=self.tls,
             ca=self.tls_ca,
@@ -152,7 +152,7 @@ class Serve(Options):
     http_port: int = Field(8080, ge=0, le=65535, description="port: 0 to 65535, 0 takes a free one")
     http_tls_cert: Path | None = Field(None, description="PEM certificate, with --http-tls-key")
     http_tls_key: Path | None = Field(None, description="PEM key of --http-tls-cert")
-    http_token_file: Path | None = Field(None, description="file of callers' tokens; or set CIAR_HTTP_TOKEN")
+    http_token_file: Path | None = Field(None, description="file with callers' tokens, or CIAR_HTTP_TOKEN")
 
 
 def main() -> int:
