@@ -97,8 +97,7 @@ class Options(BaseSettings):
 
     def upstream(self) -> Upstream:
         """Where the cloud is."""
-        level = logging.INFO if self.log_format == "json" else logging.WARNING
-        log_to_stderr(PROGRAM, self.log_format, level)
+        log_to_stderr(PROGRAM, form := self.log_format, logging.INFO if form == "json" else logging.WARNING)
         identity = read_identity(
             tls=self.tls,
             ca=self.tls_ca,
@@ -153,9 +152,7 @@ class Serve(Options):
     http_port: int = Field(8080, ge=0, le=65535, description="port: 0 to 65535, 0 takes a free one")
     http_tls_cert: Path | None = Field(None, description="PEM certificate, with --http-tls-key")
     http_tls_key: Path | None = Field(None, description="PEM key of --http-tls-cert")
-    http_token_file: Path | None = Field(
-        None, description="let in only who brings a token of this file; or set CIAR_HTTP_TOKEN"
-    )
+    http_token_file: Path | None = Field(None, description="file with callers' tokens, or CIAR_HTTP_TOKEN")
 
 
 def main() -> int:
@@ -194,8 +191,7 @@ def _serve(options: Serve) -> int:
     package = options.package()
     app = gateway.create_app(package, options.upstream(), tokens)
     listening = gateway.listen(options.host, options.http_port)
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    port = listening.getsockname()[1]
+    host, port = f"[{options.host}]" if ":" in options.host else options.host, listening.getsockname()[1]
     cloud = options.server or "no cloud, device-only"
     print(f"{PROGRAM}: serving {package.name} at http{'s' * any(pair)}://{host}:{port} ({cloud})", flush=True)
     # To be stopped is no failure. The service drains first, then raises the signal again.

@@ -18,7 +18,6 @@ import yaml
 
 from cloud_server.cli import Flags
 from cloud_server.server import SERVICE, CloudServer
-from cloud_server.telemetry import Telemetry
 from device_client.cli import Serve
 from evaluation.replicas import envoy_binary, read_envoy, with_replicas
 
@@ -78,8 +77,8 @@ def test_images_are_built_in_stages_and_run_without_rights(name: str) -> None:
 
 
 def test_every_setting_is_a_flag() -> None:
-    cloud = {f"CIAR_{field.upper()}" for field in Flags.model_fields}
-    device = {f"CIAR_{field.upper()}" for field in Serve.model_fields}
+    cloud = {f"CIAR_{field.upper()}" for field in Flags.model_fields} | {"CIAR_TOKEN"}
+    device = {f"CIAR_{field.upper()}" for field in Serve.model_fields} | {"CIAR_TOKEN", "CIAR_HTTP_TOKEN"}
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     container = objects()["Deployment", "cloud"]["spec"]["template"]["spec"]["containers"][0]
     set_cloud = {*compose["cloud"]["environment"], *(item["name"] for item in container["env"])}
@@ -88,6 +87,11 @@ def test_every_setting_is_a_flag() -> None:
     set_device |= set(re.findall(rf"(CIAR_\w+)={VALUE}", dockerfile("device.Dockerfile")))
     assert set_cloud <= cloud and len(set_cloud) > 6
     assert set_device <= device and len(set_device) > 4
+    # A secret stands in no file: it comes from the caller's environment, or from a secret of the cluster.
+    tokens = [compose[name]["environment"]["CIAR_TOKEN"] for name in ("cloud", "device")]
+    assert tokens == ["${CIAR_TOKEN:-}"] * 2
+    (secret,) = [item["valueFrom"] for item in container["env"] if item["name"] == "CIAR_TOKEN"]
+    assert secret["secretKeyRef"]["optional"]
 
 
 def test_compose_names_what_exists() -> None:
@@ -111,7 +115,7 @@ def test_compose_names_what_exists() -> None:
 def test_a_pod_has_the_time_to_finish_its_images() -> None:
     pod = objects()["Deployment", "cloud"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    settings = {item["name"]: item["value"] for item in container["env"]}
+    settings = {item["name"]: item["value"] for item in container["env"] if "value" in item}
     needs_s = container["lifecycle"]["preStop"]["sleep"]["seconds"] + int(settings["CIAR_SHUTDOWN_TIMEOUT"])
     assert pod["terminationGracePeriodSeconds"] > needs_s
     ports = {port["containerPort"] for port in container["ports"]}
@@ -142,8 +146,8 @@ def test_kubernetes_objects_name_each_other() -> None:
     assert all((DEPLOY / file).is_file() for file in kustomization["resources"])
 
 
-def test_dashboard_and_autoscaler_read_metrics_that_exist() -> None:
-    telemetry = Telemetry()
+async def test_dashboard_and_autoscaler_read_metrics_that_exist(server: CloudServer) -> None:
+    telemetry = server.telemetry
     known = {sample.name for family in telemetry.registry.collect() for sample in family.samples}
     known |= {f"{family.name}_total" for family in telemetry.registry.collect() if family.type == "counter"}
     board = json.loads((DEPLOY / "grafana" / "dashboards" / "ciar.json").read_text())
