@@ -153,8 +153,8 @@ def _encoder_bytes(folder: Path) -> int:
     """The encoder of a T5 in fp32; about half of the files where their headers tell nothing."""
     tables = sorted(folder.glob("*.safetensors"))
     if tables:
-        shapes = (pair for file in tables for pair in shapes(file))
-        return 4 * sum(prod(shape) for name, shape in shapes if name.startswith(_ENCODER))
+        named = (pair for file in tables for pair in shapes(file))
+        return 4 * sum(prod(shape) for name, shape in named if name.startswith(_ENCODER))
     return sum(file.stat().st_size for file in folder.glob("*.bin")) // 2
 
 
