@@ -19,6 +19,7 @@ from evaluation.verbs.link import Link, LinkCheck
 from evaluation.verbs.machine import EngineSpeed, Memory
 from evaluation.verbs.operations import Faults, Load, Replicas, Soak
 from evaluation.verbs.quality import Quality
+from evaluation.verbs.replay import Record, Replay
 from evaluation.verbs.serving import Fuzz, Overhead
 from evaluation.verbs.sheet import Sheet
 from evaluation.verbs.study import All, Figure, Table
@@ -43,6 +44,8 @@ class EvalApp(BaseSettings):
     quality: CliSubCommand[Quality]
     auroc: CliSubCommand[Auroc]
     bench: CliSubCommand[Bench]
+    trace: CliSubCommand[Record]
+    replay: CliSubCommand[Replay]
     sheet: CliSubCommand[Sheet]
     link: CliSubCommand[Link]
     link_check: CliSubCommand[LinkCheck]

@@ -29,6 +29,7 @@ from shared.models.critic import PIXELS, load_critic
 from shared.models.zoo import find
 
 QUICK_IMAGES, QUICK_LINKED = 5, 2
+SWEEPS = ("thresholds", "prefix")
 Images = list[tuple[str, int]]
 
 
@@ -156,7 +157,9 @@ class All(Study):
     smoke: CliImplicitFlag[bool] = Field(
         False, description="one cold image a row, one link: to see that it runs"
     )
-    linked: int | None = Field(None, description="images a row over links and in figures", gt=0)
+    linked: int | None = Field(None, description="images a row over links", gt=0)
+    swept: int | None = Field(None, description="images a point of the figures thresholds and prefix", gt=0)
+    figures: list[str] = Field(list(FIGURES), description=f"of {', '.join(FIGURES)}")
     page: Path | None = Field(None, description="write the page here too, its figures to results/ beside it")
     note: list[str] = Field([], description="what the page shall say of how the run went")
 
@@ -175,7 +178,7 @@ class All(Study):
                 for number in sorted(TABLES)
             ]
             for name in self._figures():
-                self.figure(name, campaign, linked)
+                self.figure(name, campaign, (self.swept or linked) if name in SWEEPS else linked)
             text = compose(texts, campaign.book, row_names(TABLES.values()), self._story())
         publish(text, self.out, self.out / "results.md", "")
         if self.page:
@@ -191,8 +194,9 @@ class All(Study):
     def _story(self) -> Story:
         size = " --smoke" if self.smoke else " --quick" if self.quick else f" --images {self.images}"
         linked = f" --linked {self.linked}" if self.linked else ""
+        linked += f" --swept {self.swept}" if self.swept else ""
         return Story([f"ciar-eval all --model {self.model}{size}{linked} --out results"], self.note)
 
     def _figures(self) -> Sequence[str]:
         told = (self.auroc or self.out / "auroc.json").is_file()
-        return [name for name in FIGURES if told or name != "auroc"]
+        return [name for name in FIGURES if name in self.figures and (told or name != "auroc")]
