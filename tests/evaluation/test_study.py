@@ -103,7 +103,10 @@ def test_a_critic_of_other_pictures_is_an_error(
 def test_a_stopped_study_leaves_no_process(folder: Path, tmp_path: Path, number: int) -> None:
     words = [sys.executable, "-m", "evaluation.cli", "table", "8", "--model", str(folder)]
     words += ["--out", str(tmp_path)]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, start_new_session=True, text=True) as study:
+    how = {"stderr": subprocess.PIPE, "start_new_session": True, "text": True}
+    signal_before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job may ignore it
+    with subprocess.Popen(words, **how) as study:  # type: ignore[call-overload]
+        signal.signal(signal.SIGINT, signal_before)
         assert study.stderr is not None and "cold" in study.stderr.readline() + study.stderr.readline()
         study.send_signal(number)
         study.stderr.read()
