@@ -123,12 +123,13 @@ class Pair:
 
     cloud: CloudModel
     package: DevicePackage
+    prompt: int = 8  # rows
 
     @classmethod
     def random(cls, name: str, shape: TransformerConfig, dtype: torch.dtype, fitted: DevicePackage) -> Pair:
         """Random weights in `dtype`, the device in fp32; the gates' fits are those of another pair."""
         gpt = random_transformer(shape, dtype)
-        gpt.output.weight.data.zero_()
+        gpt.output.load_state_dict({name: torch.zeros_like(x) for name, x in gpt.output.state_dict().items()})
         small = PromptlessModel(random_transformer(replace(shape, n_layer=1), torch.float32))
         width = VQConfig(ch=8, ch_mult=(1,), z_channels=8, codebook_size=shape.vocab_size, codebook_dim=8)
         calibration = Calibration("", PromptlessModel.warp, 1, 0.0, {}, default_gate="entropy")
@@ -144,7 +145,7 @@ class _Image:
         shape = pair.package.model.base.config
         self._trace, self._link, self._vocab = trace, link, shape.vocab_size
         self._right = gumbel(SEED, range(trace.image_tokens), shape.vocab_size).argmax(-1).tolist()
-        self._prompt, self._pair = str(shape.prefix_len), pair
+        self._prompt, self._pair = str(min(pair.prompt, shape.prefix_len)), pair
         self.tokens: list[int] = []
         self.forwards, self.cloud_s, self.device_s = 0, 0.0, 0.0
 
@@ -205,14 +206,14 @@ class _Image:
 
 
 async def replay(pair: Pair, traces: Mapping[str, Trace], repeats: int) -> dict[str, list[Replayed]]:
-    """Every trace so often, in turns, after one that warms up. Raises CiarError as `_Image.draw`."""
+    """Every trace so often, in turns, after a start that warms up. Raises CiarError as `_Image.draw`."""
     found: dict[str, list[Replayed]] = {name: [] for name in traces}
     async with running(pair.cloud, Settings(max_sessions=1)) as server:
-        for turn in range(-1, repeats):
+        *_, last = traces.values()
+        await _replayed(pair, last.first(min(4, last.image_tokens)), server.port)
+        for _ in range(repeats):
             for name, trace in traces.items():
-                done = await _replayed(pair, trace if turn >= 0 else trace.first(4), server.port)
-                if turn >= 0:
-                    found[name].append(done)
+                found[name].append(await _replayed(pair, trace, server.port))
     return found
 
 

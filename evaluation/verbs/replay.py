@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -60,6 +61,7 @@ class Replay(BaseModel):
     models: Path = Field(_MODELS, description="folder of fetched weights")
     dtype: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="of the cloud's weights and cache")
     tokens: int = Field(32, description="tokens an image is cut to", gt=1)
+    prompt: int = Field(24, description="prompt rows", gt=0)
     repeats: int = Field(1, description="images a row; medians are shown", gt=0)
     threads: int = Field(1, description="torch threads", gt=0)
     out: Path = Field(Path("results"), description="folder of replay.md")
@@ -75,7 +77,8 @@ class Replay(BaseModel):
         traces = {name: trace.first(tokens) for name, trace in whole.items()}
         traces[_PROMPT] = Trace(1, 1, "never", features=False)
         fitted = load_device_package(self.fitted, self.models.expanduser())
-        pair = Pair.random(self.model, shape, DTYPES[self.dtype], fitted)
+        drawn = Pair.random(self.model, shape, DTYPES[self.dtype], fitted)
+        pair = replace(drawn, prompt=self.prompt)
         found = asyncio.run(replay(pair, traces, self.repeats))
         text = self._table(found)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -93,7 +96,7 @@ class Replay(BaseModel):
             times += [_median(found, name, part) for part in ("cloud_s", "device_s")]
             cells = [name, str(last.tokens), str(last.forwards), *(f"{value:.2f}" for value in times)]
             lines.append(f"| {' | '.join(cells)} |")
-        flags = f"--tokens {self.tokens} --repeats {self.repeats} --dtype {self.dtype}"
+        flags = f"--tokens {self.tokens} --prompt {self.prompt} --repeats {self.repeats} --dtype {self.dtype}"
         told = f"ciar-eval replay --model {self.model} --random-weights --trace trace.json {flags}"
         where = f"{machine()}; {self.threads} thread(s); loopback; the prompt and one token: {prompt_s:.2f} s"
         return "\n".join([f"## {self.model}, decisions replayed", "", f"`{told}`", "", *lines, "", where, ""])

@@ -161,7 +161,7 @@ class All(Study):
     swept: int | None = Field(None, description="images a point of the figures thresholds and prefix", gt=0)
     figures: list[str] = Field(list(FIGURES), description=f"of {', '.join(FIGURES)}")
     page: Path | None = Field(None, description="write the page here too, its figures to results/ beside it")
-    note: list[str] = Field([], description="what the page shall say of how the run went")
+    note: str = Field("", description="what the page shall say of how the run went")
 
     @property
     def only_runs(self) -> bool:
@@ -195,7 +195,8 @@ class All(Study):
         size = " --smoke" if self.smoke else " --quick" if self.quick else f" --images {self.images}"
         linked = f" --linked {self.linked}" if self.linked else ""
         linked += f" --swept {self.swept}" if self.swept else ""
-        return Story([f"ciar-eval all --model {self.model}{size}{linked} --out results"], self.note)
+        command = f"ciar-eval all --model {self.model}{size}{linked} --out results"
+        return Story([command], [self.note] if self.note else [])
 
     def _figures(self) -> Sequence[str]:
         told = (self.auroc or self.out / "auroc.json").is_file()
