@@ -19,7 +19,7 @@ CHROMIUM := { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && timeout 
 	"apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium chromium-driver" > /dev/null 2>&1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto reference check test demo serve train bench trust ci
+.PHONY: help setup proto reference check test demo serve train bench study trust ci
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -74,6 +74,11 @@ bench: $(READY) ## measure every policy and print the tables
 	@echo "== bench: ciar-eval bench"
 	$(BIN)/ciar-eval bench
 
+study: $(READY) ## every table and figure with one image a row, to see that they come about (about a minute)
+	@echo "== study: ciar-eval all --smoke"
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+		$(ONE_THREAD) $(BIN)/ciar-eval all --smoke --out "$$folder" > /dev/null
+
 trust: $(READY) ## faults, load, soak and replicas in their short forms (minutes)
 	@echo "== trust: ciar-eval faults, load, soak, replicas"
 	$(ONE_THREAD) $(BIN)/ciar-eval faults --short
@@ -81,6 +86,6 @@ trust: $(READY) ## faults, load, soak and replicas in their short forms (minutes
 	$(ONE_THREAD) $(BIN)/ciar-eval soak --short
 	$(ONE_THREAD) $(BIN)/ciar-eval replicas --short
 
-ci: check test trust ## check, test, trust, and the demo into a temporary picture
+ci: check test trust study ## check, test, trust, study, and the demo into a temporary picture
 	@echo "== ci: demo"
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(MAKE) demo OUT="$$folder/demo.png" && test -s "$$folder/demo.png"

@@ -20,6 +20,7 @@ from evaluation.verbs.machine import DeviceSpeed, EngineSpeed, Memory
 from evaluation.verbs.method import Method
 from evaluation.verbs.operations import Faults, Load, Replicas, Soak
 from evaluation.verbs.quality import Quality
+from evaluation.verbs.replay import Record, Replay
 from evaluation.verbs.scales import Scales
 from evaluation.verbs.serving import Fuzz, Overhead
 from evaluation.verbs.sheet import Sheet
@@ -46,6 +47,8 @@ class EvalApp(BaseSettings):
     quality: CliSubCommand[Quality]
     auroc: CliSubCommand[Auroc]
     bench: CliSubCommand[Bench]
+    trace: CliSubCommand[Record]
+    replay: CliSubCommand[Replay]
     sheet: CliSubCommand[Sheet]
     scales: CliSubCommand[Scales]
     link: CliSubCommand[Link]

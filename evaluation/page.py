@@ -81,7 +81,8 @@ def _rows(records: Sequence[Record], names: Sequence[str]) -> str:
     """Row by row the flags it ran with, and how many images by link."""
     lines = ["| row | flags | images |", "| --- | --- | --- |"]
     for name in names:
-        own = [record for record in records if record.row == name]
+        drawn = [record for record in records if record.row == name]
+        own = [record for record in drawn if record.draws == drawn[-1].draws]  # of the last threshold settled
         if own:
             links = Counter(record.link for record in own)
             images = ", ".join(f"{link} {count}" for link, count in links.items())

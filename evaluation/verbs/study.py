@@ -32,6 +32,7 @@ from shared.models.critic import PIXELS, load_critic
 from shared.models.zoo import find
 
 QUICK_IMAGES, QUICK_LINKED = 5, 2
+SWEEPS = ("thresholds", "prefix")
 Images = list[tuple[str, int]]
 
 
@@ -191,9 +192,11 @@ class All(Study):
     smoke: CliImplicitFlag[bool] = Field(
         False, description="one cold image a row, one link: to see that it runs"
     )
-    linked: int | None = Field(None, description="images a row over links and in figures", gt=0)
+    linked: int | None = Field(None, description="images a row over links", gt=0)
+    swept: int | None = Field(None, description="images a point of the figures thresholds and prefix", gt=0)
+    plots: list[str] = Field(list(PLOTS), description=f"of {', '.join(PLOTS)}")
     page: Path | None = Field(None, description="write the page here too, its figures to results/ beside it")
-    note: list[str] = Field([], description="what the page shall say of how the run went")
+    note: str = Field("", description="what the page shall say of how the run went")
 
     @property
     def only_runs(self) -> bool:
@@ -210,7 +213,7 @@ class All(Study):
                 for number in sorted(TABLES)
             ]
             for name in self._plots():
-                self.draw(name, campaign, linked)
+                self.draw(name, campaign, (self.swept or linked) if name in SWEEPS else linked)
             text = compose(texts, campaign.book, row_names(TABLES.values()), self._story())
         publish(text, self.out, self.out / "results.md", "")
         if self.page:
@@ -226,8 +229,10 @@ class All(Study):
     def _story(self) -> Story:
         size = " --smoke" if self.smoke else " --quick" if self.quick else f" --images {self.images}"
         linked = f" --linked {self.linked}" if self.linked else ""
-        return Story([f"ciar-eval all --model {self.model}{size}{linked} --out results"], self.note)
+        linked += f" --swept {self.swept}" if self.swept else ""
+        command = f"ciar-eval all --model {self.model}{size}{linked} --out results"
+        return Story([command], [self.note] if self.note else [])
 
     def _plots(self) -> Sequence[str]:
         told = (self.auroc or self.out / "auroc.json").is_file()
-        return [name for name in PLOTS if told or name != "auroc"]
+        return [name for name in PLOTS if name in self.plots and (told or name != "auroc")]

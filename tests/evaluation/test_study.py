@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +101,22 @@ def test_a_critic_of_other_pictures_is_an_error(
     flags += ["--critic", str(tmp_path / "critic"), "--out", str(tmp_path)]
     assert main(["table", "7", *flags]) == 1
     assert "(128, 128, 3)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_a_stopped_study_leaves_no_process(folder: Path, tmp_path: Path, number: int) -> None:
+    words = [sys.executable, "-m", "evaluation.cli", "table", "8", "--model", str(folder)]
+    words += ["--out", str(tmp_path)]
+    how = {"stderr": subprocess.PIPE, "start_new_session": True, "text": True}
+    signal_before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job may ignore it
+    with subprocess.Popen(words, **how) as study:  # type: ignore[call-overload]
+        signal.signal(signal.SIGINT, signal_before)
+        assert study.stderr is not None and "cold" in study.stderr.readline() + study.stderr.readline()
+        study.send_signal(number)
+        study.stderr.read()
+        assert study.wait(30) == 128 + number
+        with pytest.raises(ProcessLookupError):
+            os.killpg(study.pid, 0)  # its server and its links were of its group
 
 
 def test_a_stopped_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
