@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from PIL import Image
 from pydantic import BaseModel
 
 import cloud_server.cli
@@ -122,6 +123,9 @@ def test_marked_blocks_run(page: Path, desk: Path, ports: dict[str, str]) -> Non
         assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
     drawn = set(desk.glob("*.png"))
     assert drawn > before and all(file.stat().st_size > 500 for file in drawn)
+    if page.name == "README.md":  # one prompt and seed by three ways
+        ways = [Image.open(desk / f"cat-{way}.png").tobytes() for way in ("rest", "openai", "python")]
+        assert ways[0] == ways[1] == ways[2]
 
 
 def commands(page: Path) -> Iterator[list[str]]:

@@ -1,28 +1,22 @@
-"""The Python API, and the examples of the README as they stand there."""
+"""The Python API."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import re
 from contextlib import aclosing
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from cloud_server.server import CloudServer, Settings, running
-from device_client import Client, Source, Wish, gateway
-from device_client.draw import Upstream
+from cloud_server.server import CloudServer
+from device_client import Client, Source, Wish
 from device_client.render import read_settings
 from device_client.tiles import BLANK
 from shared.errors import CloudUnreachable, InvalidPrompt, InvalidRequest, ModelUnavailable
-from shared.models.zoo import DevicePackage, load_cloud
-from tests.device_client.rig import GRID, NOBODY, serving
-
-README = (Path(__file__).parents[2] / "README.md").read_text()
+from shared.models.zoo import DevicePackage
+from tests.device_client.rig import GRID, NOBODY
 
 
 @pytest.fixture
@@ -95,35 +89,3 @@ async def test_what_is_wrong_is_said_before_anybody_is_asked(folder: str) -> Non
         await Client(model=folder).drawing("cat")
     with pytest.raises(CloudUnreachable):
         await client.drawing("cat")
-
-
-@pytest.fixture(scope="module")
-def examples() -> dict[str, str]:
-    """The Python blocks of the README by their first import."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    return {"openai" if "openai" in block else "client": block for block in blocks}
-
-
-async def test_the_examples_of_the_readme_run(
-    examples: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert 10 <= len(examples["client"].strip().splitlines()) <= 20
-    async with running(load_cloud("emoji", Path("nowhere")), Settings()) as cloud:
-        target = f"127.0.0.1:{cloud.port}"
-        await asyncio.to_thread(run, examples["client"].replace("127.0.0.1:50051", target))
-        app = gateway.create_app(Client(target).package, Upstream(target))
-        async with serving(app) as address:
-            script = examples["openai"].replace("http://localhost:8080", address)
-            names = await asyncio.to_thread(run, script)
-    with Image.open("cat.png") as cat, Image.open(BytesIO(base64.b64decode(names["picture"]))) as same:
-        assert cat.tobytes() == same.tobytes()
-    assert read_settings(tmp_path / "house.png")["policy"]["span"] == 5
-    with Image.open(tmp_path / "cat.png") as cat, Image.open(tmp_path / "house.png") as house:
-        assert cat.size == house.size == (128, 128)
-
-
-def run(script: str) -> dict[str, Any]:
-    names: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(script, "README.md", "exec"), names)
-    return names
