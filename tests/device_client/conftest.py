@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,18 +17,24 @@ from tests.tiny import build_tiny_model
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model folder, T = 64."""
-    return str(build_tiny_model(tmp_path_factory.mktemp("tiny"), grid=GRID))
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
+    """Model folders by the side of their image."""
+    return cache(lambda grid: str(build_tiny_model(tmp_path_factory.mktemp("tiny"), grid=grid)))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
+def folder(request: pytest.FixtureRequest, tiny: Callable[[int], str]) -> str:
+    """A model folder, T the square of what the module calls GRID."""
+    return tiny(getattr(request.module, "GRID", GRID))
+
+
+@pytest.fixture(scope="module")
 def package(folder: str) -> DevicePackage:
     """Its device side."""
     return load_device_package(folder, Path("nowhere"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cloud_model(folder: str) -> CloudModel:
     """Its cloud side."""
     return load_cloud(folder, Path("nowhere"))

@@ -8,7 +8,6 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +19,8 @@ from device_client.loop import Progress, Request, Source, decode
 from device_client.policy import Policy, policy_for
 from shared.errors import InvalidPrompt, InvalidRequest, Overloaded
 from shared.messages import Usage
-from shared.models.zoo import CloudModel, DevicePackage, load_cloud, load_device_package
-from tests.tiny import WARP, build_tiny_model
+from shared.models.zoo import CloudModel, DevicePackage
+from tests.tiny import WARP
 from training.base import sample
 
 GRID, TOKENS = 6, 36
@@ -34,24 +33,9 @@ REQUESTS = [
 REQUEST = REQUESTS[0]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(build_tiny_model(tmp_path_factory.mktemp("tiny"), grid=GRID))
-
-
-@pytest.fixture(scope="module")
-def package(folder: str) -> DevicePackage:
-    return load_device_package(folder, Path("nowhere"))
-
-
-@pytest.fixture(scope="module")
-def cloud(folder: str) -> CloudModel:
-    return load_cloud(folder, Path("nowhere"))
-
-
 @pytest.fixture
-async def server(cloud: CloudModel) -> AsyncIterator[CloudServer]:
-    async with running(cloud, Settings(max_sessions=2)) as server:
+async def server(cloud_model: CloudModel) -> AsyncIterator[CloudServer]:
+    async with running(cloud_model, Settings(max_sessions=2)) as server:
         yield server
 
 
@@ -123,12 +107,12 @@ def check_counters(image: Progress) -> None:
 
 @pytest.mark.parametrize("request_", REQUESTS)
 async def test_whatever_is_verified_is_what_the_base_draws(
-    package: DevicePackage, cloud: CloudModel, server: CloudServer, request_: Request
+    package: DevicePackage, cloud_model: CloudModel, server: CloudServer, request_: Request
 ) -> None:
     base = await run(package, request_, policy_for("cloud-only", package.calibration), server)
     assert set(base.sources) == {Source.PREFIX} and base.counters.call_rate == 1.0
     if request_.warp.guidance != 1.0:
-        drawn = sample(cloud.model, [request_.prompt], [request_.seed], request_.warp)
+        drawn = sample(cloud_model.model, [request_.prompt], [request_.seed], request_.warp)
         assert list(base.tokens) == drawn[0].tolist()
     overrides: list[dict[str, Any]] = [{}, {"span": 1}, {"span": 5, "prefix_rate": 0.3}, {"span": 16}]
     policies = [policy_for("exact", package.calibration, **override) for override in overrides]

@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 
 import pytest
 
@@ -20,39 +19,28 @@ from device_client.replicas import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from shared.errors import CloudUnreachable, InvalidRequest, Overloaded, Refused, SessionLost
 from shared.logs import JsonLines
 from shared.messages import Open
-from shared.models.zoo import CloudModel, DevicePackage, load_cloud, load_device_package
-from tests.tiny import WARP, build_tiny_model
+from shared.models.zoo import CloudModel, DevicePackage
+from tests.tiny import WARP
+
+GRID = 6
 
 T = 36
 REQUEST = Request("a red cat", 7, WARP)
 NOWHERE = "127.0.0.1:1"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(build_tiny_model(tmp_path_factory.mktemp("tiny"), grid=6))
-
-
-@pytest.fixture(scope="module")
-def cloud(folder: str) -> CloudModel:
-    return load_cloud(folder, Path("nowhere"))
-
-
-@pytest.fixture(scope="module")
-def package(folder: str) -> DevicePackage:
-    return load_device_package(folder, Path("nowhere"))
-
-
 @asynccontextmanager
-async def pair(cloud: CloudModel, **settings: object) -> AsyncIterator[tuple[CloudServer, CloudServer, str]]:
+async def pair(
+    cloud_model: CloudModel, **settings: object
+) -> AsyncIterator[tuple[CloudServer, CloudServer, str]]:
     """Two servers, and both of them as one target."""
     made = Settings(**settings)  # type: ignore[arg-type]
-    async with running(cloud, made) as one, running(cloud, made) as other:
+    async with running(cloud_model, made) as one, running(cloud_model, made) as other:
         yield one, other, f"127.0.0.1:{one.port}, 127.0.0.1:{other.port}"
 
 
-def order_for(cloud: CloudModel) -> Open:
-    return Open(cloud.name, cloud.digest, 32, "a red cat", 7, WARP, 3, "coupled")
+def order_for(cloud_model: CloudModel) -> Open:
+    return Open(cloud_model.name, cloud_model.digest, 32, "a red cat", 7, WARP, 3, "coupled")
 
 
 async def draw(
@@ -83,12 +71,12 @@ def test_every_target_is_host_and_port(target: str) -> None:
         CloudLink(target)
 
 
-async def test_the_first_that_answers_is_taken(cloud: CloudModel) -> None:
-    async with running(cloud, Settings()) as server:
+async def test_the_first_that_answers_is_taken(cloud_model: CloudModel) -> None:
+    async with running(cloud_model, Settings()) as server:
         began = time.monotonic()
         async with CloudLink(f"{NOWHERE},127.0.0.1:{server.port}", connect_s=5.0) as link:
             assert (await link.info()).max_sessions == 8
-            await link.open(order_for(cloud))
+            await link.open(order_for(cloud_model))
         assert time.monotonic() - began < 3 and opened(server) == 1
 
 
@@ -98,27 +86,29 @@ async def test_where_nobody_answers_all_are_named() -> None:
             await link.info()
 
 
-async def test_a_full_server_is_left_for_another_at_once(cloud: CloudModel) -> None:
+async def test_a_full_server_is_left_for_another_at_once(cloud_model: CloudModel) -> None:
     async with (
-        pair(cloud, max_sessions=1) as (one, other, target),
+        pair(cloud_model, max_sessions=1) as (one, other, target),
         CloudLink(target) as first,
         CloudLink(target) as second,
         CloudLink(target, retry_s=0.3) as third,
     ):
-        await first.open(order_for(cloud))
+        await first.open(order_for(cloud_model))
         began = time.monotonic()
-        await second.open(order_for(cloud))
+        await second.open(order_for(cloud_model))
         assert time.monotonic() - began < 0.9  # it was told to come again in one second
         assert (opened(one), opened(other)) == (1, 1)
         with pytest.raises(Overloaded):
-            await third.open(order_for(cloud))
+            await third.open(order_for(cloud_model))
 
 
 @pytest.mark.parametrize("flight", [1, 3])
-async def test_an_image_outlives_its_server(package: DevicePackage, cloud: CloudModel, flight: int) -> None:
+async def test_an_image_outlives_its_server(
+    package: DevicePackage, cloud_model: CloudModel, flight: int
+) -> None:
     """Begun on one, ended on the other, and the one that neither would have interrupted."""
     policy = policy_for("exact", package.calibration, in_flight=flight, span=3)
-    async with pair(cloud) as (one, other, target):
+    async with pair(cloud_model) as (one, other, target):
         whole = await draw(package, policy, f"127.0.0.1:{other.port}")
         image = await draw(package, policy, target, stop=one.stop)
         assert image.tokens == whole.tokens
@@ -170,11 +160,11 @@ async def test_it_comes_again_no_sooner_than_told(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_picture_is_finished_alone_where_that_was_asked(
-    package: DevicePackage, cloud: CloudModel, caplog: pytest.LogCaptureFixture
+    package: DevicePackage, cloud_model: CloudModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What was decided with the cloud stands; the device draws the rest, and every token says so."""
     policy = policy_for("exact", package.calibration, offline="finish", span=3)
-    server = CloudServer(cloud, Settings())
+    server = CloudServer(cloud_model, Settings())
     await server.start()
     target = f"127.0.0.1:{server.port}"
     whole = await draw(package, policy, target)
@@ -203,9 +193,11 @@ async def test_without_being_asked_it_is_given_up(package: DevicePackage) -> Non
         await draw(package, policy_for("ciar", package.calibration), NOWHERE, retry_s=0.0)
 
 
-async def test_a_wrong_token_is_no_reason_to_go_on_alone(package: DevicePackage, cloud: CloudModel) -> None:
+async def test_a_wrong_token_is_no_reason_to_go_on_alone(
+    package: DevicePackage, cloud_model: CloudModel
+) -> None:
     policy = policy_for("ciar", package.calibration, offline="finish")
-    async with running(cloud, Settings(tokens=("correct-horse-battery-staple",))) as server:
+    async with running(cloud_model, Settings(tokens=("correct-horse-battery-staple",))) as server:
         with pytest.raises(Refused, match="UNAUTHENTICATED"):
             await draw(package, policy, f"127.0.0.1:{server.port}")
 
@@ -221,7 +213,7 @@ def test_modes_that_ask_nobody_or_nobody_else_have_no_such_choice(package: Devic
 # ---- one name on both sides
 
 
-async def test_both_sides_log_the_same_name(cloud: CloudModel) -> None:
+async def test_both_sides_log_the_same_name(cloud_model: CloudModel) -> None:
     text = io.StringIO()
     handler = logging.StreamHandler(text)
     handler.setFormatter(JsonLines("test"))
@@ -229,12 +221,12 @@ async def test_both_sides_log_the_same_name(cloud: CloudModel) -> None:
     for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-    async with running(cloud, Settings()) as server:
+    async with running(cloud_model, Settings()) as server:
         async with CloudLink(f"127.0.0.1:{server.port}", request_id="abc-1") as link:
-            await link.open(order_for(cloud))
+            await link.open(order_for(cloud_model))
             await link.finish()
         async with CloudLink(f"127.0.0.1:{server.port}", request_id="abc-2") as link:
-            await link.open(order_for(cloud))
+            await link.open(order_for(cloud_model))
             await link.finish()
     for logger in loggers:
         logger.removeHandler(handler)

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +17,10 @@ from device_client.policy import Policy, policy_for
 from device_client.rounds import weigh
 from shared.messages import Draft, Usage, Verdict
 from shared.models.inter_head import DeviceModel
-from shared.models.zoo import CloudModel, DevicePackage, load_cloud, load_device_package
-from tests.tiny import WARP, build_tiny_model
+from shared.models.zoo import CloudModel, DevicePackage
+from tests.tiny import WARP
+
+GRID = 6
 
 TOKENS = 36
 REQUESTS = [Request("a red cat", 5, WARP), Request("a dog on a blue background", 12345, WARP)]
@@ -34,24 +35,9 @@ SWITCHES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(build_tiny_model(tmp_path_factory.mktemp("tiny"), grid=6))
-
-
-@pytest.fixture(scope="module")
-def package(folder: str) -> DevicePackage:
-    return load_device_package(folder, Path("nowhere"))
-
-
-@pytest.fixture(scope="module")
-def cloud(folder: str) -> CloudModel:
-    return load_cloud(folder, Path("nowhere"))
-
-
 @pytest.fixture
-async def server(cloud: CloudModel) -> AsyncIterator[CloudServer]:
-    async with running(cloud, Settings(max_sessions=8)) as server:
+async def server(cloud_model: CloudModel) -> AsyncIterator[CloudServer]:
+    async with running(cloud_model, Settings(max_sessions=8)) as server:
         yield server
 
 
@@ -190,11 +176,11 @@ async def test_a_pipelined_round_is_free_where_it_was_in_vain(
 
 
 async def test_a_pipeline_saves_waiting_where_drafts_are_right(
-    package: DevicePackage, cloud: CloudModel
+    package: DevicePackage, cloud_model: CloudModel
 ) -> None:
     """A device that is the cloud itself is never corrected: only the first round has nothing before it."""
-    twin = dataclasses.replace(package, model=_twin(package, cloud))
-    async with running(cloud, Settings()) as server:
+    twin = dataclasses.replace(package, model=_twin(package, cloud_model))
+    async with running(cloud_model, Settings()) as server:
         policy = policy_for("exact", package.calibration, span=3, in_flight=4)
         image, link = await run(twin, REQUESTS[0], policy, server)
     assert image.counters.acceptance_rate == 1.0
@@ -202,8 +188,8 @@ async def test_a_pipeline_saves_waiting_where_drafts_are_right(
     assert all(trip.arrived_s is not None for trip in image.trips)
 
 
-def _twin(package: DevicePackage, cloud: CloudModel) -> Any:
-    return DeviceModel(cloud.model, package.model.config).eval()
+def _twin(package: DevicePackage, cloud_model: CloudModel) -> Any:
+    return DeviceModel(cloud_model.model, package.model.config).eval()
 
 
 async def test_an_early_end_of_a_pipeline_frees_the_session(

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import math
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +23,10 @@ from shared.decoding.acceptance import Relaxation
 from shared.decoding.tree import ancestors
 from shared.errors import CiarError, InvalidRequest
 from shared.messages import Draft, Open, Opened, Usage, Verdict
-from shared.models.zoo import DevicePackage, load_cloud, load_device_package
-from tests.tiny import WARP, build_tiny_model, full_log_probs
+from shared.models.zoo import CloudModel, DevicePackage
+from tests.tiny import WARP, full_log_probs
+
+GRID = 6
 
 TOKENS = 36
 REQUEST = Request("a red cat", 5, WARP)
@@ -40,19 +41,9 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(build_tiny_model(tmp_path_factory.mktemp("tiny"), grid=6))
-
-
-@pytest.fixture(scope="module")
-def package(folder: str) -> DevicePackage:
-    return load_device_package(folder, Path("nowhere"))
-
-
 @pytest.fixture
-async def server(folder: str) -> AsyncIterator[CloudServer]:
-    async with running(load_cloud(folder, Path("nowhere")), Settings(max_sessions=8)) as server:
+async def server(cloud_model: CloudModel) -> AsyncIterator[CloudServer]:
+    async with running(cloud_model, Settings(max_sessions=8)) as server:
         yield server
 
 
