@@ -103,7 +103,7 @@ def test_a_critic_of_other_pictures_is_an_error(
     assert "(128, 128, 3)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_study_leaves_no_process(folder: Path, tmp_path: Path, number: int) -> None:
     words = [sys.executable, "-m", "evaluation.cli", "table", "8", "--model", str(folder)]
     words += ["--out", str(tmp_path)]
