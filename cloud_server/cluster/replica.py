@@ -86,7 +86,7 @@ class Replica:
     async def Generate(
         self, frames: AsyncIterator[pb.GenerateRequest], grpc_context: object
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """One image. A stranger is told so in the stream as well: proxies drop a status."""
+        """One image. A stranger is told so in the stream too, where all errors are: a status may get lost."""
         if self._refuses(grpc_context):
             yield codec.encode_response(InvalidRequest(UNKNOWN, "", "--token-file FILE, or CIAR_TOKEN"))
             return
