@@ -25,6 +25,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from shared import tracing
 from shared.config import config_file, read_settings
 from shared.errors import CiarError, InvalidRequest
 from shared.logs import LogFormat, log_to_stderr
@@ -125,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         flags = parse(words)
         log_to_stderr(PROGRAM, flags.log_format)
+        tracing.start(PROGRAM, os.environ)
         run(flags)
     except (ValidationError, SettingsError) as error:
         file = config_file(words, os.environ.get("CIAR_CONFIG"))

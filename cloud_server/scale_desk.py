@@ -16,6 +16,7 @@ from cloud_server.model_thread import ModelThread
 from cloud_server.scale_engine import ScaleEngine, ScaleSession
 from cloud_server.scheduler import in_turn
 from cloud_server.telemetry import Telemetry
+from shared import tracing
 from shared.config import from_dict
 from shared.errors import InvalidDraft
 from shared.messages import Draft, Open, Opened, Usage, Verdict
@@ -78,7 +79,9 @@ class ScaleDesk:
         self._waiting += 1
         before_s = session.cloud_s
         try:
-            result = await in_turn(self._thread, act, lambda _: None)
+            with tracing.span("forward") as span:
+                result = await in_turn(self._thread, act, lambda _: None)
+                span.note(model_s=session.cloud_s - before_s)
         finally:
             self._waiting -= 1
         self._telemetry.forward(1, _ROWS, session.cloud_s - before_s)

@@ -19,6 +19,7 @@ from cloud_server.engine import Answer, Engine, batches
 from cloud_server.model_thread import ModelThread
 from cloud_server.session import Job, Session
 from cloud_server.telemetry import Telemetry
+from shared import tracing
 from shared.messages import Open
 
 ResultT = TypeVar("ResultT")
@@ -72,7 +73,10 @@ class Scheduler:
             self._arrived.notify()
         # One act per job: it runs all that waits by then, so that those of batched jobs find nothing to do.
         self._thread.submit(self._run_waiting)
-        return await waiter.answer
+        with tracing.span("forward") as span:
+            answer = await waiter.answer
+            span.note(model_s=answer.cloud_s)
+        return answer
 
     @property
     def waiting(self) -> int:

@@ -17,6 +17,7 @@ from shared.errors import InvalidRequest
 from shared.tokens import Tokens, bearer, digest, read_file
 
 HEALTH = "/grpc.health.v1.Health/"
+UNKNOWN = "a known token is needed: metadata 'authorization: Bearer TOKEN'"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # no generic where it runs
 Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
@@ -82,10 +83,14 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         """The method's own handler, or one that refuses."""
         method = str(handler_call_details.method)
-        free = not self._tokens or (method.startswith(HEALTH) and not self._health_too)
-        if free or self._tokens.know(_bearer(handler_call_details.invocation_metadata)):
+        free = method.startswith(HEALTH) and not self._health_too
+        if free or self.knows(handler_call_details.invocation_metadata):
             return await continuation(handler_call_details)
         return _REFUSED
+
+    def knows(self, metadata: Any) -> bool:  # noqa: ANN401 - pairs of a type that gRPC does not name
+        """Whether who sent this may come in: one of the tokens is in it, or there are none."""
+        return not self._tokens or self._tokens.know(_bearer(metadata))
 
     def caller(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
         """Who is asking, for limits per caller: the token where tokens count, else the machine."""
@@ -106,8 +111,13 @@ def _no_password() -> str:
 
 
 async def _refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    what = "a known token is needed: metadata 'authorization: Bearer TOKEN'"
-    await context.abort(grpc.StatusCode.UNAUTHENTICATED, what)
+    await context.abort(grpc.StatusCode.UNAUTHENTICATED, UNKNOWN)
+
+
+def mark_refused(context: Any) -> None:  # noqa: ANN401 - Ray's copy of a context has no `abort`
+    """Make the call end with the status that `Guard` refuses with."""
+    context.set_code(grpc.StatusCode.UNAUTHENTICATED)
+    context.set_details(UNKNOWN)
 
 
 # A handler of two streams refuses any kind of call before a message of it is read.

@@ -108,6 +108,16 @@ class CloudServer:
         self.telemetry.gauge("queue_orders", "Orders that wait for a place", lambda: self._admission.queued)
         self.telemetry.gauge("engine_busy_seconds", "The forward under way", lambda: self._desk.busy_s)
 
+    @property
+    def guard(self) -> Guard:
+        """Who may come in, for those who hold the port in our place."""
+        return self._guard
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be expected of the engine; None if it is well, however busy."""
+        return self._desk.problem
+
     async def start(self) -> None:
         """Warm the engine up, then listen. Raises CiarError when it cannot, or a port cannot be used."""
         settings = self.settings

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import grpc
@@ -19,6 +19,7 @@ from cloud_server.admission import Admission
 from cloud_server.desk import Desk, Seat
 from cloud_server.security import Guard
 from cloud_server.telemetry import Telemetry
+from shared import tracing
 from shared.errors import CiarError, InvalidPrompt, InvalidRequest, Overloaded, SessionLost
 from shared.logs import REQUEST_ID, about, known_request_id
 from shared.messages import Draft, Finish, Open, Opened, ServerInfo, Usage, Verdict
@@ -72,7 +73,8 @@ class CiarService(rpc.CiarServiceServicer):
 
     async def Generate(self, request_iterator: object, context: Stream) -> None:
         """Serve one image. Whatever ends it but the device's own departure is said in the last frame."""
-        with about(known_request_id(dict(context.invocation_metadata() or ()).get(REQUEST_ID))):
+        metadata = dict(context.invocation_metadata() or ())
+        with about(known_request_id(metadata.get(REQUEST_ID))), tracing.caller(metadata):
             try:
                 last: Usage | CiarError | None = await self._image(context)
             except CiarError as error:
@@ -115,12 +117,7 @@ class CiarService(rpc.CiarServiceServicer):
             order = self._checked(order)
             if self._ending is not None:  # said now, not before: who still writes would not hear it
                 raise SessionLost(*self._ending)
-            async with (
-                self._house.admission.place(self._house.guard.caller(stream)),
-                self._seat(order) as seat,
-            ):
-                await self._write(stream, await seat.begin())
-                end = await self._rounds(stream, seat)
+            end, seat = await self._sitting(stream, order)
             # The place is free before the device hears of the end: it may open its next image at once.
             if isinstance(end, Open):
                 raise InvalidRequest("a second Open came", "one stream is one image", "open another stream")
@@ -128,6 +125,19 @@ class CiarService(rpc.CiarServiceServicer):
                 return None
             self._telemetry.session_finished(seat.rates)
             return seat.usage()
+
+    async def _sitting(self, stream: Stream, order: Open) -> tuple[Open | Finish | None, Seat]:
+        """From the order to what came instead of another draft; the seat is left, and the place free."""
+        with ExitStack() as opening:
+            span = opening.enter_context(tracing.span("open"))
+            span.note(resumed=len(order.resume))
+            async with (
+                self._house.admission.place(self._house.guard.caller(stream)),
+                self._seat(order) as seat,
+            ):
+                await self._write(stream, await seat.begin())
+                opening.close()
+                return await self._rounds(stream, seat), seat
 
     def _checked(self, order: Open | Draft | Finish) -> Open:
         if not isinstance(order, Open):
@@ -174,7 +184,10 @@ class CiarService(rpc.CiarServiceServicer):
             raise SessionLost(f"no frame was read for {self._patience.idle_s:g} s") from None
 
     async def _judge(self, seat: Seat, draft: Draft, came_s: float) -> Verdict:
-        verdict, judged = await seat.judge(draft)
+        with tracing.span("verify") as span:
+            span.note(round=draft.round, tokens=len(draft.span))
+            verdict, judged = await seat.judge(draft)
+            span.note(accepted=verdict.accepted)
         if judged:
             self._telemetry.draft(len(draft.span), verdict.accepted, time.perf_counter() - came_s)
         return verdict

@@ -25,6 +25,7 @@ from device_client.identity import check_pair, read_identity
 from device_client.policy import MODES
 from device_client.terminal import Order, Terminal
 from device_client.wish import Wish, complaint, make_plan, release
+from shared import tracing
 from shared.decoding.acceptance import RULES
 from shared.decoding.gates import GATES
 from shared.errors import CiarError, CloudUnreachable, Overloaded, Refused, SessionLost
@@ -98,13 +99,10 @@ class Options(BaseSettings):
     def upstream(self) -> Upstream:
         """Where the cloud is."""
         log_to_stderr(PROGRAM, form := self.log_format, logging.INFO if form == "json" else logging.WARNING)
+        tracing.start(PROGRAM, os.environ)
+        own, token = (self.tls_cert, self.tls_key), os.environ.get("CIAR_TOKEN")
         identity = read_identity(
-            tls=self.tls,
-            ca=self.tls_ca,
-            cert=self.tls_cert,
-            key=self.tls_key,
-            token_file=self.token_file,
-            variable=os.environ.get("CIAR_TOKEN"),
+            tls=self.tls, ca=self.tls_ca, cert=own[0], key=own[1], token_file=self.token_file, variable=token
         )
         return Upstream(self.server, deadline_s=self.deadline_s, retry_s=self.retry_s, identity=identity)
 

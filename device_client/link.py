@@ -20,6 +20,7 @@ import grpc
 from device_client.identity import Identity
 from device_client.owned import Owned, owned
 from device_client.replicas import FIRST_PAUSE_S, LONGEST_PAUSE_S, Replicas
+from device_client.trace import ImageTrace
 from shared.errors import CiarError, ModelMismatch, Overloaded, SessionLost
 from shared.logs import REQUEST_FIELD, new_request_id
 from shared.messages import Draft, Finish, Open, Opened, ServerInfo, Usage, Verdict
@@ -60,6 +61,7 @@ class CloudLink:
         self._connect_s, self._deadline_s, self._retry_s = connect_s, deadline_s, retry_s
         self.request_id = request_id or new_request_id()
         self._log = logging.LoggerAdapter(log, {REQUEST_FIELD: self.request_id})
+        self._trace = ImageTrace(self.request_id)
         self.bytes_up = self.bytes_down = 0  # frames of all streams so far
         self.resumes = 0  # sessions rebuilt after a loss
         self._dice = random.Random()  # jitter of pauses; in no image
@@ -74,6 +76,7 @@ class CloudLink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._drop()
+        self._trace.end()
         await self._replicas.close()
 
     async def info(self) -> ServerInfo:
@@ -99,6 +102,7 @@ class CloudLink:
     async def open(self, order: Open) -> Opened:
         """Begin an image, or resume one from order.resume; a stream still open is given up."""
         self._drop()
+        self._trace.begin()
         self._owned = owned(order)
         return await self._persist(self._start)
 
@@ -111,6 +115,7 @@ class CloudLink:
         """Send one round, or keep it for `receive` to send on a new stream if this one is found lost."""
         assert self._owned is not None, "open comes first"
         self._owned.pending.append(draft)
+        self._trace.sent(draft)
         with suppress(SessionLost):
             await self._write(codec.encode_draft(draft), self._deadline_s)
             self._hearing = self._hearing or self._listen()
@@ -146,6 +151,7 @@ class CloudLink:
         verdict = await hearing
         with self._dropping():
             self._owned.settle(verdict)
+        self._trace.settled(verdict, self._owned.pending)
         if self._owned.pending:
             self._hearing = self._listen()
         return verdict
@@ -165,12 +171,14 @@ class CloudLink:
     async def _start(self) -> Opened:
         """A new stream that begins with everything the device owns."""
         assert self._owned is not None, "open comes first"
-        await self._replicas.connect()
-        frame = codec.encode_open(self._owned.order())
-        self._stream = self._replicas.stub.Generate(metadata=self._replicas.metadata(self.request_id))
-        opened = await self._exchange(frame, Opened, self._deadline_s)
-        with self._dropping():
-            self._owned.begin(opened)
+        with self._trace.opening() as headers:
+            await self._replicas.connect()
+            frame = codec.encode_open(self._owned.order())
+            metadata = [*self._replicas.metadata(self.request_id), *headers]
+            self._stream = self._replicas.stub.Generate(metadata=metadata)
+            opened = await self._exchange(frame, Opened, self._deadline_s)
+            with self._dropping():
+                self._owned.begin(opened)
         self._log.info("session %s at %s", opened.session, self._replicas.target)
         return opened
 

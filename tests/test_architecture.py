@@ -31,6 +31,7 @@ ONLY_IN = {
     "google.protobuf": ("shared/wire/", PB),
     "shared.wire.pb": (*CALLERS, REPLICA, "shared/wire/"),
     "ray": ("cloud_server/cluster/cli.py",),
+    "opentelemetry": ("shared/tracing.py",),
     "asyncio": (
         *(f"cloud_server/{name}.py" for name in ("server", "service", "admission", "scheduler", "cli")),
         REPLICA,
@@ -98,6 +99,7 @@ def test_the_rooms_keep_the_law(room: str) -> None:
         ("cloud_server/engine.py", "import asyncio"),
         ("cloud_server/cluster/replica.py", "from ray import serve"),
         ("cloud_server/session.py", "from asyncio import Queue"),
+        ("cloud_server/service.py", "from opentelemetry import trace"),
         ("shared/wire/codec.py", "import asyncio"),
         ("cloud_server/server.py", "import os\nport = os.environ['PORT']"),
         ("evaluation/run.py", "from sys import argv"),

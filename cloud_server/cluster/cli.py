@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, Settings
 from shared.config import wrong_values
 from shared.errors import CiarError, InvalidRequest
 from shared.models.zoo import find
+from shared.tokens import read_tokens
 
 PROGRAM = "ciar-ray"
 SERVICER = "shared.wire.pb.ciar_pb2_grpc.add_CiarServiceServicer_to_server"
@@ -44,6 +45,7 @@ class Flags(BaseSettings):
     max_replicas: int = Field(4, ge=1, description="replicas under load")
     images: float = Field(4.0, gt=0, description="images at a time per replica that autoscaling aims at")
     max_sessions: int = Field(8, ge=1, le=1024, description="images at a time per replica, then OVERLOADED")
+    token_file: Path | None = Field(None, description="let in only devices with a token of this file")
     threads: int = Field(1, ge=1, description="CPU threads, and CPUs that Ray sets aside, per replica")
     gpus: float = Field(0.0, ge=0, description="GPUs that Ray sets aside per replica")
     shutdown_timeout: float = Field(
@@ -71,10 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(flags: Flags) -> None:
     """Start everything, wait for a signal, stop everything. Raises CiarError without Ray."""
-    serve, ray = _start(flags)
+    tokens = read_tokens(flags.token_file, os.environ.get("CIAR_TOKEN"))
+    serve, ray = _start(flags, tokens)
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
+    anybody = "" if tokens else ", and anybody may draw (--token-file, CIAR_TOKEN)"
+    print(f"{PROGRAM}: warning: other machines reach this port unencrypted{anybody}", file=sys.stderr)
     print(f"{PROGRAM}: serving {flags.model} on port {flags.port}", flush=True)
     asked.wait()
     print(f"{PROGRAM}: stopping: running images have {flags.shutdown_timeout:g} s", flush=True)
@@ -103,7 +108,7 @@ def deployment(flags: Flags) -> dict[str, Any]:
     }
 
 
-def _start(flags: Flags) -> tuple[Any, Any]:
+def _start(flags: Flags, tokens: tuple[str, ...]) -> tuple[Any, Any]:
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # Ray reads it when it is imported
     try:
@@ -115,23 +120,25 @@ def _start(flags: Flags) -> tuple[Any, Any]:
         raise CiarError(f"{error.name} is not installed", "", 'pip install "ciar[ray]"') from None
     try:
         ray.init(address=flags.ray, include_dashboard=False, log_to_driver=False)
-        _deploy(flags, serve)
+        _deploy(flags, serve, tokens)
     except (RayError, RayServeException, ConnectionError, RuntimeError, TimeoutError) as error:
         ray.shutdown()
         raise CiarError("Ray did not start", str(error)) from error
     return serve, ray
 
 
-def _deploy(flags: Flags, serve: Any) -> None:  # noqa: ANN401 - Ray's module
+def _deploy(flags: Flags, serve: Any, tokens: tuple[str, ...]) -> None:  # noqa: ANN401 - Ray's module
     from ray.serve.config import HTTPOptions, gRPCOptions
 
     from cloud_server.cluster.replica import Replica
+    from cloud_server.server import Settings
 
     grpc_options = gRPCOptions(port=flags.port, grpc_servicer_functions=[SERVICER])
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=flags.http_port), grpc_options=grpc_options)
     replicas = serve.deployment(**deployment(flags))(Replica)
     models = str(flags.models.expanduser())
-    serve.run(replicas.bind(flags.model, models, flags.max_sessions, flags.threads), name="ciar")
+    settings = Settings(max_sessions=flags.max_sessions, tokens=tokens)
+    serve.run(replicas.bind(flags.model, models, flags.threads, settings), name="ciar")
 
 
 def _check(flags: Flags) -> None:

@@ -1,6 +1,7 @@
 """One replica: the service of `cloud-server` with Ray's streams instead of gRPC's own. Imports no Ray.
 
-Ray holds the port, so this has none: no health, reflection or metrics page of its own.
+Ray holds the port, so this has none: no reflection or metrics page of its own, no interceptor before it. Its
+methods look for a known token themselves, and Ray asks after the health of the engine.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from typing import Any, cast
 
 import torch
 
+from cloud_server.security import UNKNOWN, mark_refused
 from cloud_server.server import CloudServer, Settings
+from shared.errors import CiarError, InvalidRequest
 from shared.models.zoo import load_cloud
+from shared.wire import codec
 from shared.wire.pb import ciar_pb2 as pb
 
 
@@ -63,21 +67,36 @@ class Conversation:
 class Replica:
     """What Ray starts in each replica's process; its methods are named as those of ciar.v1.CiarService."""
 
-    def __init__(self, model: str, models: str, max_sessions: int, threads: int) -> None:
+    def __init__(self, model: str, models: str, threads: int, settings: Settings) -> None:
         torch.set_num_threads(threads)
-        settings = Settings(max_sessions=max_sessions)
         self.server = CloudServer(load_cloud(model, Path(models)), settings)  # never started: Ray listens
         self._service = self.server.service
 
-    async def GetInfo(self, request: pb.GetInfoRequest) -> pb.GetInfoResponse:
-        """What every replica serves, and the limits of each."""
+    def check_health(self) -> None:
+        """Ray asks this regularly, and replaces a replica that raises: one whose engine is dead, not busy."""
+        if problem := self.server.problem:
+            raise CiarError("the engine is dead", problem)
+
+    async def GetInfo(self, request: pb.GetInfoRequest, grpc_context: object) -> pb.GetInfoResponse:
+        """What every replica serves, and the limits of each; nothing for a stranger."""
+        if self._refuses(grpc_context):
+            return pb.GetInfoResponse()
         return await self._service.GetInfo(request, None)
 
     async def Generate(
         self, frames: AsyncIterator[pb.GenerateRequest], grpc_context: object
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """One image."""
+        """One image. A stranger is told so in the stream too, where all errors are: a status may get lost."""
+        if self._refuses(grpc_context):
+            yield codec.encode_response(InvalidRequest(UNKNOWN, "", "--token-file FILE, or CIAR_TOKEN"))
+            return
         talk = Conversation(frames, grpc_context)
         work = asyncio.create_task(self._service.Generate(None, cast(Any, talk)))
         async for frame in talk.answers(work):
             yield frame
+
+    def _refuses(self, context: Any) -> bool:  # noqa: ANN401 - Ray's
+        if self.server.guard.knows(context.invocation_metadata()):
+            return False
+        mark_refused(context)
+        return True

@@ -8,11 +8,13 @@ from contextlib import aclosing
 from pathlib import Path
 from types import SimpleNamespace
 
+import grpc
 import pytest
 
 from cloud_server.cluster import cli
 from cloud_server.cluster.replica import Replica
-from shared.errors import InvalidRequest
+from cloud_server.server import Settings
+from shared.errors import CiarError, InvalidRequest
 from shared.messages import Draft, Finish, Open, Opened, Usage, Verdict
 from shared.models.zoo import CloudModel
 from shared.wire import codec
@@ -21,11 +23,12 @@ from tests.cloud_server.rig import base_image, eventually, order
 
 HEADERS = SimpleNamespace(invocation_metadata=lambda: [("request_id", "1")], peer=lambda: "ipv4:127.0.0.1:1")
 T = 16
+TOKEN, OTHER = "correct-horse-battery-staple", "wrong-horse-battery-staple"
 
 
 @pytest.fixture
 def replica(folder: Path) -> Replica:
-    return Replica(str(folder), str(folder), max_sessions=1, threads=1)
+    return Replica(str(folder), str(folder), 1, Settings(max_sessions=1))
 
 
 async def frames(queue: asyncio.Queue[Open | Draft | Finish | None]) -> AsyncIterator[pb.GenerateRequest]:
@@ -61,7 +64,7 @@ async def test_one_image_through_a_replica(replica: Replica, cloud: CloudModel) 
     assert isinstance(opened, Opened) and isinstance(verdict, Verdict) and isinstance(usage, Usage)
     assert (opened.prefix.tolist(), verdict.accepted) == (truth[:1].tolist(), T - 1)
     assert usage.judged == T - 1
-    info = codec.decode_info(await replica.GetInfo(pb.GetInfoRequest()))
+    info = codec.decode_info(await replica.GetInfo(pb.GetInfoRequest(), HEADERS))
     assert (info.max_sessions, info.models[0].digest) == (1, cloud.digest)
 
 
@@ -92,12 +95,57 @@ async def test_errors_are_said_in_the_stream(replica: Replica) -> None:
         codec.decode_response(frame)
 
 
+class Context:
+    """Ray's copy of a context: what came with the call, and the status it shall end with."""
+
+    def __init__(self, *metadata: tuple[str, str]) -> None:
+        self.metadata, self.code, self.details = metadata, None, ""
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self.metadata
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.code = code
+
+    def set_details(self, details: str) -> None:
+        self.details = details
+
+
+@pytest.mark.parametrize("token", [None, OTHER, TOKEN])
+async def test_a_replica_knows_its_tokens(folder: Path, cloud: CloudModel, token: str | None) -> None:
+    guarded = Replica(str(folder), str(folder), 1, Settings(tokens=(TOKEN,)))
+    context = Context(*([("authorization", f"Bearer {token}")] if token else []))
+    info = await guarded.GetInfo(pb.GetInfoRequest(), context)
+    said: asyncio.Queue[Open | Draft | Finish | None] = asyncio.Queue()
+    for message in (order(cloud, 7), Finish()):
+        said.put_nowait(message)
+    heard = [frame async for frame in guarded.Generate(frames(said), context)]
+    if token == TOKEN:
+        assert (context.code, len(info.models), len(heard)) == (None, 1, 2)
+        return
+    assert (context.code, info) == (grpc.StatusCode.UNAUTHENTICATED, pb.GetInfoResponse())
+    assert TOKEN not in context.details and said.qsize() == 2  # nothing of it was read
+    with pytest.raises(InvalidRequest, match="a known token is needed"):
+        codec.decode_response(*heard)
+
+
+async def test_a_dead_engine_is_a_sick_replica(replica: Replica) -> None:
+    replica.check_health()
+    replica.server._desk.stop()
+    with pytest.raises(CiarError, match="the engine is dead"):
+        replica.check_health()
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "says"),
     [
         (["--model", "dalle"], 1, "unknown model 'dalle'"),
         (["--min-replicas", "5", "--max-replicas", "2"], 1, "--min-replicas 5 is above --max-replicas 2"),
         (["--port", "0"], 2, "port"),
+        (["--token-file", "/nowhere"], 1, "--token-file /nowhere cannot be read"),
     ],
 )
 def test_wrong_flags(flags: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -230,6 +230,7 @@ async def test_both_sides_log_the_same_name(cloud_model: CloudModel) -> None:
             await link.finish()
     for logger in loggers:
         logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)  # of the process: later tests read what it prints
     lines = [json.loads(line) for line in text.getvalue().splitlines()]
     assert sorted((line["logger"], line["request_id"]) for line in lines) == [
         ("cloud_server.service", "abc-1"),
