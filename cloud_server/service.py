@@ -142,8 +142,14 @@ class CiarService(rpc.CiarServiceServicer):
         waited_from_s = time.perf_counter()
         while isinstance(draft := await self._read(stream, self._patience.idle_s), Draft):
             came_s = time.perf_counter()
-            self._telemetry.turn(came_s - waited_from_s)
-            await self._write(stream, await self._judge(seat, draft, came_s))
+            verdict, judged = await seat.judge(draft)
+            judged_s = time.perf_counter()
+            try:
+                await self._write(stream, verdict)
+            finally:  # counted while the device reads, so that nobody waits for it
+                self._telemetry.turn(came_s - waited_from_s)
+                if judged:
+                    self._telemetry.draft(len(draft.span), verdict.accepted, judged_s - came_s)
             waited_from_s = time.perf_counter()
         return draft
 
@@ -172,12 +178,6 @@ class CiarService(rpc.CiarServiceServicer):
                 self._telemetry.moved(down=frame.ByteSize() + FRAME_OVERHEAD)
         except TimeoutError:
             raise SessionLost(f"no frame was read for {self._patience.idle_s:g} s") from None
-
-    async def _judge(self, seat: Seat, draft: Draft, came_s: float) -> Verdict:
-        verdict, judged = await seat.judge(draft)
-        if judged:
-            self._telemetry.draft(len(draft.span), verdict.accepted, time.perf_counter() - came_s)
-        return verdict
 
     @asynccontextmanager
     async def _seat(self, order: Open) -> AsyncIterator[Seat]:
