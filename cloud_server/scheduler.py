@@ -107,6 +107,9 @@ class Scheduler:
     def _run_waiting(self) -> None:
         """In the model thread: run all that waits, at most one job per session."""
         taken = self._take()
+        if len(taken) == 1:  # one alone has no order to be put in
+            self._run_batch(taken)
+            return
         waiter_of = {waiter.job: waiter for waiter in taken}
         for jobs in batches(waiter_of):
             self._run_batch([waiter_of[job] for job in jobs])

@@ -152,8 +152,14 @@ class CiarService(rpc.CiarServiceServicer):
         waited_from_s = time.perf_counter()
         while isinstance(draft := await self._read(stream, self._patience.idle_s), Draft):
             came_s = time.perf_counter()
-            self._telemetry.turn(came_s - waited_from_s)
-            await self._write(stream, await self._judge(seat, draft, came_s))
+            verdict, judged = await self._judge(seat, draft)
+            judged_s = time.perf_counter()
+            try:
+                await self._write(stream, verdict)
+            finally:  # counted while the device reads, so that nobody waits for it
+                self._telemetry.turn(came_s - waited_from_s)
+                if judged:
+                    self._telemetry.draft(len(draft.span), verdict.accepted, judged_s - came_s)
             waited_from_s = time.perf_counter()
         return draft
 
@@ -183,14 +189,12 @@ class CiarService(rpc.CiarServiceServicer):
         except TimeoutError:
             raise SessionLost(f"no frame was read for {self._patience.idle_s:g} s") from None
 
-    async def _judge(self, seat: Seat, draft: Draft, came_s: float) -> Verdict:
+    async def _judge(self, seat: Seat, draft: Draft) -> tuple[Verdict, bool]:
         with tracing.span("verify") as span:
             span.note(round=draft.round, tokens=len(draft.span))
             verdict, judged = await seat.judge(draft)
             span.note(accepted=verdict.accepted)
-        if judged:
-            self._telemetry.draft(len(draft.span), verdict.accepted, time.perf_counter() - came_s)
-        return verdict
+        return verdict, judged
 
     @asynccontextmanager
     async def _seat(self, order: Open) -> AsyncIterator[Seat]:

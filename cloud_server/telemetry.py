@@ -40,7 +40,8 @@ class Telemetry:
         self._forward_s = self._histogram("forward_seconds", "One run of the cloud model", _FORWARD_S)
         self._batch = self._histogram("batch_jobs", "Jobs judged by one run of the cloud model", _BATCH)
         self._rows = self._histogram("batch_rows", "Cache rows in one run of the cloud model", _BATCH)
-        self._bytes = self._counter("bytes", "Bytes of frames, up and down", "direction")
+        moved = self._counter("bytes", "Bytes of frames, up and down", "direction")
+        self._up, self._down = moved.labels("up"), moved.labels("down")  # looked up once, not per frame
         self._errors = self._counter("errors", "Sessions ended by an error, by its class", "error")
         self._lag_s = self._histogram("loop_lag_seconds", "How late the event loop was", _LAG_S)
         self._alive = self._gauge("engine_alive", "Whether the engine works or could, however busy")
@@ -122,8 +123,10 @@ class Telemetry:
 
     def moved(self, up: int = 0, down: int = 0) -> None:
         """Bytes of frames came and went."""
-        self._bytes.labels("up").inc(up)
-        self._bytes.labels("down").inc(down)
+        if up:
+            self._up.inc(up)
+        if down:
+            self._down.inc(down)
 
     def error(self, error: CiarError) -> None:
         """A session ended with this error."""

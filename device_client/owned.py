@@ -61,6 +61,8 @@ class Owned:
 
     def _add(self, tokens: Tokens, features: Features | None = None) -> None:
         """Append tokens; the features' places count from the first of them."""
+        if not len(tokens):
+            return
         if features is not None:
             index = (features.index + np.uint16(len(self._tokens))).astype(np.uint16)
             self._features.append(replace(features, index=index))

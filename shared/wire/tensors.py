@@ -159,26 +159,32 @@ def _encode_ids(ids: NDArray[np.int32]) -> pb.Tensor:
 
 def _decode(message: Message, field: str, form: _Form, refuse: Refusal) -> NDArray[Any]:
     """A read-only array of native byte order, once the tensor is known to be what `form` allows."""
-    name = f"{message.DESCRIPTOR.name}.{field}"
     if not message.HasField(field):
-        raise refuse(f"{name} is missing")
+        raise refuse(f"{_name(message, field)} is missing")
     tensor: pb.Tensor = getattr(message, field)
-    if tensor.dtype not in form.dtypes:
+    kind, shape, data = tensor.dtype, tuple(tensor.shape), tensor.data
+    if kind not in form.dtypes:
         allowed = ", ".join(pb.Dtype.Name(dtype) for dtype in form.dtypes)
-        raise refuse(f"{name} has dtype {_dtype_name(tensor.dtype)}", f"allowed: {allowed}")
-    if len(tensor.shape) != form.rank:
-        raise refuse(f"{name} has rank {len(tensor.shape)}", f"allowed: rank {form.rank}")
-    shape, data = tuple(tensor.shape), tensor.data
+        raise refuse(f"{_name(message, field)} has dtype {_dtype_name(kind)}", f"allowed: {allowed}")
+    if len(shape) != form.rank:
+        raise refuse(f"{_name(message, field)} has rank {len(shape)}", f"allowed: rank {form.rank}")
     if min(shape) < 1:
-        raise refuse(f"{name} has shape {shape}", "every dimension is at least 1; an empty field is left out")
-    if tensor.dtype == pb.DTYPE_UINT12:
+        why = "every dimension is at least 1; an empty field is left out"
+        raise refuse(f"{_name(message, field)} has shape {shape}", why)
+    if kind == pb.DTYPE_UINT12:
         return _unpacked(tensor, refuse)
-    dtype = _NUMPY[tensor.dtype]
+    dtype = _NUMPY[kind]
     expected = math.prod(shape) * dtype.itemsize  # Python integers: no shape is too absurd for this product
     if len(data) != expected:
-        carried = f"{name} of dtype {_dtype_name(tensor.dtype)} and shape {shape} carries {len(data)} bytes"
+        form_sent = f"dtype {_dtype_name(kind)} and shape {shape}"
+        carried = f"{_name(message, field)} of {form_sent} carries {len(data)} bytes"
         raise refuse(carried, f"allowed: {expected}")
     return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+
+
+def _name(message: Message, field: str) -> str:
+    """What a refusal calls a field; made for none that is right."""
+    return f"{message.DESCRIPTOR.name}.{field}"
 
 
 def _unpacked(tensor: pb.Tensor, refuse: Refusal) -> NDArray[Any]:
@@ -190,7 +196,8 @@ def _unpacked(tensor: pb.Tensor, refuse: Refusal) -> NDArray[Any]:
 
 def _decode_ids(message: Message, field: str, form: _Form, refuse: Refusal) -> NDArray[np.int32]:
     ids = _decode(message, field, form, refuse).astype(np.int32)
-    _require(ids >= 0, ids, f"{message.DESCRIPTOR.name}.{field}", "ids of at least 0", refuse)
+    if ids.min() < 0:
+        _require(ids >= 0, ids, _name(message, field), "ids of at least 0", refuse)
     return ids
 
 
