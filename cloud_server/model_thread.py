@@ -61,6 +61,23 @@ class ModelThread:
             self._began_s = None
 
 
+class OnModelThread:
+    """Whoever gives its work to one model thread, as the server's health sees it."""
+
+    _thread: ModelThread
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent on the work under way; 0 between two."""
+        return self._thread.busy_s
+
+    @property
+    def stuck(self) -> str | None:
+        """Why nobody who waits will hear of the engine again; None if that is not so."""
+        return self._thread.problem
+
+
+
 def _settle(future: Future[ResultT], act: Callable[[], ResultT]) -> None:
     if not future.set_running_or_notify_cancel():
         return

@@ -12,7 +12,7 @@ import numpy as np
 from cloud_server.checks import check_ids
 from cloud_server.desk import Seat
 from cloud_server.memory import Need, shapes
-from cloud_server.model_thread import ModelThread
+from cloud_server.model_thread import ModelThread, OnModelThread
 from cloud_server.scale_engine import ScaleEngine, ScaleSession
 from cloud_server.scheduler import in_turn
 from cloud_server.telemetry import Telemetry
@@ -37,7 +37,7 @@ def need(folder: Path) -> Need:
     return Need(weights, 0, cache, _ROWS * config.tokens * widest * 4)
 
 
-class ScaleDesk:
+class ScaleDesk(OnModelThread):
     """Images of one VAR. Passes are made one after another, whoever asked first."""
 
     def __init__(self, engine: ScaleEngine, telemetry: Telemetry, limit_s: float) -> None:
@@ -49,16 +49,6 @@ class ScaleDesk:
     def waiting(self) -> int:
         """Passes that wait or are under way."""
         return self._waiting
-
-    @property
-    def busy_s(self) -> float:
-        """Seconds spent on the pass under way; 0 between two."""
-        return self._thread.busy_s
-
-    @property
-    def stuck(self) -> str | None:
-        """Why nobody who waits will hear of the engine again; None if that is not so."""
-        return self._thread.problem
 
     @property
     def problem(self) -> str | None:

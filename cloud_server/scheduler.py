@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cloud_server.engine import Answer, Engine, batches
-from cloud_server.model_thread import ModelThread
+from cloud_server.model_thread import ModelThread, OnModelThread
 from cloud_server.session import Job, Session
 from cloud_server.telemetry import Telemetry
 from shared import tracing
@@ -41,7 +41,7 @@ class _Waiter:
     answer: asyncio.Future[Answer]
 
 
-class Scheduler:
+class Scheduler(OnModelThread):
     """Owns the engine's thread. Every method but `stop` is called on the event loop."""
 
     def __init__(self, engine: Engine, telemetry: Telemetry, pace: Pace = Pace()) -> None:
@@ -82,16 +82,6 @@ class Scheduler:
     def waiting(self) -> int:
         """Jobs that wait for a forward."""
         return len(self._waiting)
-
-    @property
-    def busy_s(self) -> float:
-        """Seconds spent on the forward under way; 0 between two."""
-        return self._thread.busy_s
-
-    @property
-    def stuck(self) -> str | None:
-        """Why nobody who waits will hear of the engine again; None if that is not so."""
-        return self._thread.problem
 
     @property
     def problem(self) -> str | None:
