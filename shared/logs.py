@@ -64,9 +64,17 @@ def log_to_stderr(program: str, form: LogFormat, level: int = logging.INFO) -> N
     handler = _Enqueue(lines)
     handler.setFormatter(JsonLines(program) if form == "json" else Lines(program))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("asyncio").addFilter(is_news)
     writer = threading.Thread(target=_write, args=(lines, sys.stderr), name="log", daemon=True)
     writer.start()
     atexit.register(_flush, lines, writer)
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a record says something. grpc.aio polls a pipe that another thread may just have emptied; that
+    does no harm, and asyncio logs it as an error."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, BlockingIOError) and "PollerCompletionQueue" in record.getMessage())
 
 
 class _Enqueue(QueueHandler):
