@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.continuous import Continuous, Kept, Masking, Values
 from shared.decoding.acceptance import Relaxation
 from shared.decoding.warp import Warp
 
@@ -85,6 +86,13 @@ class Open:
     relaxation: Relaxation | None = None  # of `relaxed` acceptance; None for any other
     alone: str = ""  # one of ALONE: how the cloud draws the prefix
     window: int = 0  # of `alone`: tokens per run, or columns a row is behind the one above it
+    masking: Masking | None = None  # of a model of continuous tokens; None for any other
+    resume_values: Values | None = None  # its `resume`
+
+    @property
+    def owned(self) -> int:
+        """Tokens that the device has already."""
+        return len(self.resume) if self.resume_values is None else len(self.resume_values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +105,7 @@ class Opened:
     cloud_forwards: int  # spent on the prefix
     cloud_s: float  # seconds of model time spent on the prefix
     by_scale: bool = False  # the model draws scale by scale: tokens may travel packed
+    values: Values | None = None  # of a model of continuous tokens: what `prefix` is to others
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +121,7 @@ class Draft:
     parents   of a tree: node i of the span hangs from node parents[i] - 1, or from the token before the span
               where that is 0; parents come before children. Empty: the span is a chain
     bad       of a model by scales, whose span is one scale: places the device doubts, [K]; None for any other
+    continuous  of a model of continuous tokens, whose span is empty; None for any other
     """
 
     round: int
@@ -123,11 +133,27 @@ class Draft:
     behind: int | None = None
     parents: Tokens = field(default_factory=no_tokens)
     bad: Marks | None = None
+    continuous: Continuous | None = None
+
+    @property
+    def drafted(self) -> int:
+        """Tokens to judge."""
+        return len(self.span) if self.continuous is None else len(self.continuous)
 
     def settled(self) -> Draft:
         """A pipelined draft once its bonus has come as assumed: an ordinary one that begins a token later."""
         features = self.features and replace(self.features, index=self.features.index - np.uint16(1))
         return replace(self, base=self.base + 1, catch_up=self.catch_up[1:], features=features, behind=None)
+
+    def values(self, verdict: Verdict) -> Values:
+        """The continuous tokens [n, C] that a verdict on this draft lets stand, the cloud's own included."""
+        assert self.continuous is not None and verdict.kept is not None
+        if self.continuous.values is None:
+            return verdict.kept.values
+        out = self.continuous.values.copy()
+        if len(verdict.kept.values):
+            out[~verdict.kept.stands] = verdict.kept.values
+        return out
 
     def standing(self, verdict: Verdict) -> Tokens:
         """The span tokens that a verdict on this draft lets stand, patched where it says so."""
@@ -149,6 +175,7 @@ class Verdict:
     stale    a pipelined draft whose assumption failed: nothing was judged, nothing was spent
     path     of a tree: its nodes that stand, from the root on; there are `accepted` of them
     patch    of a model by scales: `accepted` counts the span tokens outside of it; None for any other model
+    kept     of a model of continuous tokens, where `accepted` counts what stands; None for any other model
     """
 
     round: int
@@ -161,6 +188,7 @@ class Verdict:
     stale: bool = False
     path: Tokens = field(default_factory=no_tokens)
     patch: Patch | None = None
+    kept: Kept | None = None
 
     @property
     def drawn(self) -> list[int]:
@@ -194,6 +222,7 @@ class ModelInfo:
     image_tokens: int  # T
     feature_width: int  # d_f
     scales: tuple[int, ...] = ()  # side of each map of a model by scales
+    token_width: int = 0  # C of a model of continuous tokens
 
 
 @dataclass(frozen=True)

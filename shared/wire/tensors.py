@@ -148,6 +148,18 @@ def decode_proposal(draft: pb.Draft, span: int) -> Proposal | None:
     return Proposal(ids=ids, probabilities=probabilities)
 
 
+def encode_matrix(matrix: NDArray[np.float16] | None) -> pb.Tensor | None:
+    """fp16 [N, d]; None (an absent field) if there is none."""
+    return None if matrix is None or not matrix.size else _encode(matrix, pb.DTYPE_FLOAT16)
+
+
+def decode_matrix(message: Message, field: str, refuse: Refusal, rank: int = 2) -> NDArray[np.float16]:
+    """fp16 [N, d], finite, from a Tensor field of `message`; of three axes where `rank` says so."""
+    matrix: NDArray[np.float16] = _decode(message, field, _Form(rank, (pb.DTYPE_FLOAT16,)), refuse)
+    _require(np.isfinite(matrix), matrix, _name(message, field), "finite values", refuse)
+    return matrix
+
+
 def _encode(array: NDArray[Any], dtype: pb.Dtype) -> pb.Tensor:
     return pb.Tensor(dtype=dtype, shape=array.shape, data=array.astype(_NUMPY[dtype]).tobytes())
 

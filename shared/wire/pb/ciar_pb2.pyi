@@ -68,7 +68,7 @@ class GenerateResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "cloud_digest", "codebook_size", "prompt", "seed", "warp", "prefix_tokens", "acceptance", "resume", "resume_features", "guesses", "max_forwards", "alone", "window", "relaxation")
+    __slots__ = ("model", "cloud_digest", "codebook_size", "prompt", "seed", "warp", "prefix_tokens", "acceptance", "resume", "resume_features", "guesses", "max_forwards", "alone", "window", "relaxation", "masking", "resume_values")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CLOUD_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CODEBOOK_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +84,8 @@ class Open(_message.Message):
     ALONE_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     RELAXATION_FIELD_NUMBER: _ClassVar[int]
+    MASKING_FIELD_NUMBER: _ClassVar[int]
+    RESUME_VALUES_FIELD_NUMBER: _ClassVar[int]
     model: str
     cloud_digest: str
     codebook_size: int
@@ -99,7 +101,23 @@ class Open(_message.Message):
     alone: str
     window: int
     relaxation: Relaxation
-    def __init__(self, model: _Optional[str] = ..., cloud_digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., prompt: _Optional[str] = ..., seed: _Optional[int] = ..., warp: _Optional[_Union[Warp, _Mapping]] = ..., prefix_tokens: _Optional[int] = ..., acceptance: _Optional[str] = ..., resume: _Optional[_Union[Tensor, _Mapping]] = ..., resume_features: _Optional[_Union[Features, _Mapping]] = ..., guesses: _Optional[bool] = ..., max_forwards: _Optional[int] = ..., alone: _Optional[str] = ..., window: _Optional[int] = ..., relaxation: _Optional[_Union[Relaxation, _Mapping]] = ...) -> None: ...
+    masking: Masking
+    resume_values: Tensor
+    def __init__(self, model: _Optional[str] = ..., cloud_digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., prompt: _Optional[str] = ..., seed: _Optional[int] = ..., warp: _Optional[_Union[Warp, _Mapping]] = ..., prefix_tokens: _Optional[int] = ..., acceptance: _Optional[str] = ..., resume: _Optional[_Union[Tensor, _Mapping]] = ..., resume_features: _Optional[_Union[Features, _Mapping]] = ..., guesses: _Optional[bool] = ..., max_forwards: _Optional[int] = ..., alone: _Optional[str] = ..., window: _Optional[int] = ..., relaxation: _Optional[_Union[Relaxation, _Mapping]] = ..., masking: _Optional[_Union[Masking, _Mapping]] = ..., resume_values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class Masking(_message.Message):
+    __slots__ = ("steps", "head_steps", "schedule", "tolerance", "clip")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_STEPS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    head_steps: int
+    schedule: str
+    tolerance: float
+    clip: float
+    def __init__(self, steps: _Optional[int] = ..., head_steps: _Optional[int] = ..., schedule: _Optional[str] = ..., tolerance: _Optional[float] = ..., clip: _Optional[float] = ...) -> None: ...
 
 class Relaxation(_message.Message):
     __slots__ = ("k", "delta", "multiple")
@@ -124,7 +142,7 @@ class Warp(_message.Message):
     def __init__(self, guidance: _Optional[float] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ...) -> None: ...
 
 class Draft(_message.Message):
-    __slots__ = ("round", "base", "span", "catch_up", "features", "proposal", "behind", "parents", "bad")
+    __slots__ = ("round", "base", "span", "catch_up", "features", "proposal", "behind", "parents", "bad", "continuous")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     SPAN_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +152,7 @@ class Draft(_message.Message):
     BEHIND_FIELD_NUMBER: _ClassVar[int]
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     BAD_FIELD_NUMBER: _ClassVar[int]
+    CONTINUOUS_FIELD_NUMBER: _ClassVar[int]
     round: int
     base: int
     span: Tensor
@@ -143,28 +162,43 @@ class Draft(_message.Message):
     behind: int
     parents: Tensor
     bad: bytes
-    def __init__(self, round: _Optional[int] = ..., base: _Optional[int] = ..., span: _Optional[_Union[Tensor, _Mapping]] = ..., catch_up: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., behind: _Optional[int] = ..., parents: _Optional[_Union[Tensor, _Mapping]] = ..., bad: _Optional[bytes] = ...) -> None: ...
+    continuous: Continuous
+    def __init__(self, round: _Optional[int] = ..., base: _Optional[int] = ..., span: _Optional[_Union[Tensor, _Mapping]] = ..., catch_up: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., behind: _Optional[int] = ..., parents: _Optional[_Union[Tensor, _Mapping]] = ..., bad: _Optional[bytes] = ..., continuous: _Optional[_Union[Continuous, _Mapping]] = ...) -> None: ...
+
+class Continuous(_message.Message):
+    __slots__ = ("values", "conditions", "log_std", "log_std_before")
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    LOG_STD_FIELD_NUMBER: _ClassVar[int]
+    LOG_STD_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    values: Tensor
+    conditions: Tensor
+    log_std: Tensor
+    log_std_before: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, values: _Optional[_Union[Tensor, _Mapping]] = ..., conditions: _Optional[_Union[Tensor, _Mapping]] = ..., log_std: _Optional[_Union[Tensor, _Mapping]] = ..., log_std_before: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "image_tokens", "prefix", "cloud_forwards", "cloud_us")
+    __slots__ = ("session", "image_tokens", "prefix", "cloud_forwards", "cloud_us", "values")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     CLOUD_FORWARDS_FIELD_NUMBER: _ClassVar[int]
     CLOUD_US_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
     session: str
     image_tokens: int
     prefix: Tensor
     cloud_forwards: int
     cloud_us: int
-    def __init__(self, session: _Optional[str] = ..., image_tokens: _Optional[int] = ..., prefix: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., cloud_us: _Optional[int] = ...) -> None: ...
+    values: Tensor
+    def __init__(self, session: _Optional[str] = ..., image_tokens: _Optional[int] = ..., prefix: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., cloud_us: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("round", "accepted", "token", "cloud_us", "more", "guesses", "cloud_forwards", "stale", "path", "patch")
+    __slots__ = ("round", "accepted", "token", "cloud_us", "more", "guesses", "cloud_forwards", "stale", "path", "patch", "kept")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +209,7 @@ class Verdict(_message.Message):
     STALE_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     PATCH_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     round: int
     accepted: int
     token: int
@@ -185,7 +220,18 @@ class Verdict(_message.Message):
     stale: bool
     path: Tensor
     patch: Patch
-    def __init__(self, round: _Optional[int] = ..., accepted: _Optional[int] = ..., token: _Optional[int] = ..., cloud_us: _Optional[int] = ..., more: _Optional[_Union[Tensor, _Mapping]] = ..., guesses: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., stale: _Optional[bool] = ..., path: _Optional[_Union[Tensor, _Mapping]] = ..., patch: _Optional[_Union[Patch, _Mapping]] = ...) -> None: ...
+    kept: Kept
+    def __init__(self, round: _Optional[int] = ..., accepted: _Optional[int] = ..., token: _Optional[int] = ..., cloud_us: _Optional[int] = ..., more: _Optional[_Union[Tensor, _Mapping]] = ..., guesses: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., stale: _Optional[bool] = ..., path: _Optional[_Union[Tensor, _Mapping]] = ..., patch: _Optional[_Union[Patch, _Mapping]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ...) -> None: ...
+
+class Kept(_message.Message):
+    __slots__ = ("stands", "values", "judged")
+    STANDS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    JUDGED_FIELD_NUMBER: _ClassVar[int]
+    stands: bytes
+    values: Tensor
+    judged: int
+    def __init__(self, stands: _Optional[bytes] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., judged: _Optional[int] = ...) -> None: ...
 
 class Patch(_message.Message):
     __slots__ = ("places", "tokens")
@@ -272,17 +318,19 @@ class GetInfoResponse(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., max_prompt_chars: _Optional[int] = ..., max_span_tokens: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "digest", "codebook_size", "image_tokens", "feature_width", "scales")
+    __slots__ = ("name", "digest", "codebook_size", "image_tokens", "feature_width", "scales", "token_width")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     CODEBOOK_SIZE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FEATURE_WIDTH_FIELD_NUMBER: _ClassVar[int]
     SCALES_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_WIDTH_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     codebook_size: int
     image_tokens: int
     feature_width: int
     scales: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., image_tokens: _Optional[int] = ..., feature_width: _Optional[int] = ..., scales: _Optional[_Iterable[int]] = ...) -> None: ...
+    token_width: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., image_tokens: _Optional[int] = ..., feature_width: _Optional[int] = ..., scales: _Optional[_Iterable[int]] = ..., token_width: _Optional[int] = ...) -> None: ...
