@@ -12,10 +12,11 @@ import torch
 
 from cloud_server.cli import _load_masked, parse
 from cloud_server.server import CloudServer, Settings, running
-from device_client import masked_policy
+from device_client import masked_policy, render
 from device_client.cloud import Request
 from device_client.link import CloudLink
-from device_client.loop import Source
+from device_client.loop import Counters, Source
+from device_client.masked.cli import main, to_image
 from device_client.masked_loop import MaskedProgress, decode_masked
 from device_client.masked_policy import Drawing, MaskedPolicy
 from evaluation.relay import Relay
@@ -347,3 +348,28 @@ def test_impossible_policies_are_refused(wrong) -> None:
 def test_impossible_maskings_are_refused(wrong) -> None:
     with pytest.raises(InvalidRequest):
         replace(Masking(STEPS), **wrong)
+
+
+def test_the_command_draws_a_picture(folder: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "cat.png"
+    words = ["--model", str(folder), "--prompt", "a cat", "--head-steps", "5", "--clip", "3"]
+    words += ["--out", str(out)]
+    assert main([*words, "--mode", "device-only"]) == 0
+    assert render.read_settings(out)["counters"]["kept"] == TOKENS
+    assert main([*words, "--mode", "exact"]) == 1
+    assert "needs a server" in capsys.readouterr().err
+    assert main([*words, "--server", "127.0.0.1:1", "--retry-s", "0"]) == 3
+    assert main([*words, "--mode", "nothing"]) == 1 and main([*words, "--seed", "-1"]) == 2
+
+
+def test_a_picture_has_every_token_at_its_place(package) -> None:
+    """The order in which tokens were decided changes no picture."""
+    rng = np.random.default_rng(1)
+    token_LC = rng.normal(size=(TOKENS, WIDTH)).astype(np.float16)
+    pictures = []
+    for order in (np.arange(TOKENS), rng.permutation(TOKENS)):
+        known = Counters(TOKENS), True, ()
+        places = tuple(order.tolist())
+        progress = MaskedProgress(places, (Source.KEPT,) * TOKENS, (None,) * TOKENS, *known, token_LC[order])
+        pictures.append(np.asarray(to_image(package, progress)))
+    assert np.array_equal(*pictures) and pictures[0].std() > 0
