@@ -17,6 +17,7 @@ from evaluation.verbs.bench import Bench
 from evaluation.verbs.features import Features
 from evaluation.verbs.link import Link, LinkCheck
 from evaluation.verbs.machine import DeviceSpeed, EngineSpeed, Memory
+from evaluation.verbs.masked import Masked
 from evaluation.verbs.method import Method
 from evaluation.verbs.operations import Faults, Load, Replicas, Soak
 from evaluation.verbs.quality import Quality
@@ -51,6 +52,7 @@ class EvalApp(BaseSettings):
     replay: CliSubCommand[Replay]
     sheet: CliSubCommand[Sheet]
     scales: CliSubCommand[Scales]
+    masked: CliSubCommand[Masked]
     link: CliSubCommand[Link]
     link_check: CliSubCommand[LinkCheck]
     engine: CliSubCommand[EngineSpeed]
