@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.decoding.denoising import PRECISIONS, SCORES
+from shared.decoding.denoising import PRECISIONS, SCORES, due
 from shared.errors import InvalidRequest
 
 STEP_MODES = ("ciar", "exact", "cloud-only", "device-only", "ddim", "reuse", "extrapolate")
@@ -70,7 +70,7 @@ class StepPolicy:
             return self.use_cloud
         if self.calls is not None:
             return (step * self.calls) // steps != ((step - 1) * self.calls) // steps
-        return self.gate != "never" and (gap > self.max_gap or owed > self.threshold)
+        return self.gate != "never" and due(gap, self.max_gap, owed, self.threshold)
 
 
 def ciar(

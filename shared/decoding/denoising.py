@@ -167,6 +167,11 @@ def risk(process: Denoising, gate: str, guess: Guess, seed: int, step: int) -> f
     return SCORES[gate](guess, seed, step) * float(process.carried[step])
 
 
+def due(gap: int, max_gap: int, owed: float, threshold: float) -> bool:
+    """Whether the cloud is asked: `gap` steps behind its last one, if keeping a guess would owe that much."""
+    return gap > max_gap or owed > threshold
+
+
 def extrapolated(
     process: Denoising, step: int, last: tuple[int, Tensor], before: tuple[int, Tensor]
 ) -> Tensor:
