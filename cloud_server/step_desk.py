@@ -9,7 +9,7 @@ from cloud_server.desk import Seat
 from cloud_server.memory import Need, shapes
 from cloud_server.pass_desk import PassDesk
 from cloud_server.scheduler import in_turn
-from cloud_server.step_engine import Look, StepEngine, StepSession
+from cloud_server.step_engine import REMEMBERED, Look, StepEngine, StepSession
 from cloud_server.telemetry import Telemetry
 from shared.config import from_dict
 from shared.messages import Draft, Open, Opened, Usage, Verdict, no_tokens
@@ -17,7 +17,7 @@ from shared.models.checkpoint import WEIGHTS, read_config
 from shared.models.families.dit import DiTConfig
 
 _ROWS = 2  # guidance
-_LATENTS = 8  # of a session, and of its last answers
+_LATENTS = 3 * (REMEMBERED + 1)  # of a session and of its last answers
 
 
 def need(folder: Path) -> Need:

@@ -25,6 +25,8 @@ from shared.messages import Draft, Latent, ModelInfo, Open, Output, Sampling, Us
 from shared.models.by_scale import label_of
 from shared.models.by_step import StepCloud, latent_shape
 
+REMEMBERED = 4  # answers of a session, for rounds that come again; devices have one under way
+
 
 @dataclass(frozen=True, eq=False)
 class Look:
@@ -51,7 +53,7 @@ class StepSession:
         self.process: Denoising = denoising(sampling.spacing, sampling.sampler)
         self.label, self.shape = torch.tensor([label]), shape
         self.state, self.step = self.process.start(order.seed, shape), 0
-        self.answers = Answers()
+        self.answers = Answers(REMEMBERED)
         self.forwards = self.rounds = 0
         self.cloud_s = 0.0
 

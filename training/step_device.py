@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shared.decoding.denoising import Denoising, Guess, denoising
 from shared.errors import InvalidRequest
-from shared.models.by_step import load_dit, save_step_device
+from shared.models.by_step import load_dit, load_pictures, save_step_device
 from shared.models.checkpoint import digest, read_config
 from shared.models.families.dit_device import Anchor, StepCompanion, StepDevice, cut_steps
 from training.base import falling, optimizers
@@ -85,6 +85,7 @@ class StepDeviceTrainer:
     def __init__(self, run: StepDeviceRun) -> None:
         self.run, self.folder = run, RunFolder(run.out)
         self.cloud = load_dit(run.base / "cloud").requires_grad_(False)
+        load_pictures(run.base / "vae")  # now, not when everything has been learned
         self.process: Denoising = denoising(run.spacing, "ddim")
         self.original_T = torch.tensor([self.process.original(step) for step in range(len(self.process))])
         run.out.mkdir(parents=True, exist_ok=True)

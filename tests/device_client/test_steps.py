@@ -307,6 +307,20 @@ async def test_a_repeated_round_gets_its_answer_again(server, cloud) -> None:
     assert (usage.rounds, usage.cloud_forwards) == (1, 2 + 3)
 
 
+async def test_a_session_remembers_few_answers(server, cloud) -> None:
+    """A device that asks without end does not fill the server's memory."""
+    async with link_to(server) as link:
+        await link.open(order(cloud))
+        for number in range(1, 9):
+            await link.send(Draft(number, 2, no_tokens(), steps=Steps(1, latent(*SHAPE))))
+            await link.receive()
+        await link.send(Draft(8, 2, no_tokens(), steps=Steps(1, latent(*SHAPE))))
+        await link.receive()
+        await link.send(Draft(1, 2, no_tokens(), steps=Steps(1, latent(*SHAPE))))
+        with pytest.raises(InvalidDraft, match="out of order"):
+            await link.receive()
+
+
 async def test_features_come_where_they_are_wanted(server, cloud, package) -> None:
     for projection in ("", package.projection):
         async with link_to(server) as link:
