@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from cloud_server.checks import check_ids
 from cloud_server.desk import Seat
 from cloud_server.memory import Need, shapes
-from cloud_server.model_thread import ModelThread, OnModelThread
+from cloud_server.pass_desk import PassDesk
 from cloud_server.scale_engine import ScaleEngine, ScaleSession
 from cloud_server.scheduler import in_turn
 from cloud_server.telemetry import Telemetry
-from shared import tracing
 from shared.config import from_dict
 from shared.errors import InvalidDraft
 from shared.messages import Draft, Open, Opened, Usage, Verdict
 from shared.models.checkpoint import WEIGHTS, read_config
 from shared.models.families.var import VARConfig
 
-ResultT = TypeVar("ResultT")
 _ROWS = 2  # guidance
 
 
@@ -37,45 +33,17 @@ def need(folder: Path) -> Need:
     return Need(weights, 0, cache, _ROWS * config.tokens * widest * 4)
 
 
-class ScaleDesk(OnModelThread):
-    """Images of one VAR. Passes are made one after another, whoever asked first."""
+class ScaleDesk(PassDesk):
+    """Images of one VAR."""
 
     def __init__(self, engine: ScaleEngine, telemetry: Telemetry, limit_s: float) -> None:
-        self.engine, self._telemetry = engine, telemetry
-        self._thread = ModelThread(limit_s)
-        self._waiting = 0
-
-    @property
-    def waiting(self) -> int:
-        """Passes that wait or are under way."""
-        return self._waiting
-
-    @property
-    def problem(self) -> str | None:
-        """The same: a pass that fails ends its own image alone."""
-        return self.stuck
+        super().__init__(telemetry, limit_s, _ROWS)
+        self.engine = engine
 
     async def open(self, order: Open) -> Seat:
         """A session of the engine; a caller that is cancelled meanwhile leaves nothing open."""
         engine = self.engine
         return ScaleSeat(self, await in_turn(self._thread, lambda: engine.open(order), engine.close))
-
-    def stop(self) -> None:
-        """End the thread behind what it was given."""
-        self._thread.stop()
-
-    async def run(self, act: Callable[[], ResultT], session: ScaleSession) -> ResultT:
-        """One pass of the model."""
-        self._waiting += 1
-        before_s = session.cloud_s
-        try:
-            with tracing.span("forward") as span:
-                result = await in_turn(self._thread, act, lambda _: None)
-                span.note(model_s=session.cloud_s - before_s)
-        finally:
-            self._waiting -= 1
-        self._telemetry.forward(1, _ROWS, session.cloud_s - before_s)
-        return result
 
     def close(self, session: ScaleSession) -> None:
         """Forget a session behind whatever runs now."""
@@ -113,7 +81,7 @@ class ScaleSeat:
     async def judge(self, draft: Draft) -> tuple[Verdict, bool]:
         """Judge a scale once; a repeated round gets its verdict again."""
         session, engine = self._session, self._desk.engine
-        if (known := session.answered(draft)) is not None:
+        if (known := session.answers.given(draft)) is not None:
             return known, False
         session.check(draft)
         for tokens, name in ((draft.span, "the span"), (draft.catch_up, "the catch-up")):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloud_server.answers import Answers
 from cloud_server.checks import Limits, check_ids, check_model
 from shared.decoding.noise import check_seed
 from shared.decoding.scales import VERDICTS, drawn, scale_noise, settled
@@ -35,7 +36,7 @@ class ScaleSession:
         self.tokens: list[int] = []
         self.forwards = self.rounds = self.judged = self.accepted = 0
         self.cloud_s = 0.0
-        self._verdicts: dict[int, tuple[int, Verdict]] = {}
+        self.answers = Answers()
 
     @property
     def config(self) -> VARConfig:
@@ -57,19 +58,9 @@ class ScaleSession:
         self.forwards += 1
         return drawn(self.run.logits(), order.warp, noise)[0]
 
-    def answered(self, draft: Draft) -> Verdict | None:
-        """The verdict already given to this round, or None. Raises InvalidDraft if its base was another."""
-        base, verdict = self._verdicts.get(draft.round, (draft.base, None))
-        if base != draft.base:
-            why = f"its base was {base}; one number never names two drafts"
-            raise InvalidDraft(f"round {draft.round} came again with base {draft.base}", why)
-        return verdict
-
     def check(self, draft: Draft) -> None:
         """Raise InvalidDraft unless the draft is one scale behind whole scales that the device kept."""
         config, committed = self.config, len(self.tokens)
-        if self._verdicts and draft.round < (last := max(self._verdicts)):
-            raise InvalidDraft(f"round {draft.round} is out of order", f"allowed: above {last}")
         if draft.base != committed:
             raise InvalidDraft(
                 f"base {draft.base} does not fit", f"allowed: {committed}", "open again and resume"
@@ -78,7 +69,7 @@ class ScaleSession:
         if (begin, end) not in zip(config.offsets, config.offsets[1:], strict=False):
             what = f"the span goes from {begin} to {end}"
             raise InvalidDraft(what, f"allowed: one whole scale; they begin at {config.offsets}")
-        extras = (draft.features, draft.proposal, draft.behind)
+        extras = (draft.features, draft.proposal, draft.behind, draft.steps)
         if any(extra is not None for extra in extras) or len(draft.parents):
             raise InvalidDraft("the draft is of another kind of model", "a scale has tokens and marks alone")
 
@@ -87,8 +78,7 @@ class ScaleSession:
         self.rounds += 1
         self.judged += len(draft.span)
         self.accepted += verdict.accepted
-        self._verdicts[draft.round] = (draft.base, verdict)
-        return verdict
+        return self.answers.keep(draft, verdict)
 
     def usage(self) -> Usage:
         """What it has cost so far (SPEC section 8)."""

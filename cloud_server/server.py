@@ -9,7 +9,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -18,20 +18,16 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from cloud_server.admission import Admission, Doors
-from cloud_server.desk import Desk, TokenDesk
-from cloud_server.engine import MAX_SPAN, Engine
+from cloud_server.engine import MAX_SPAN
 from cloud_server.operations import OperationsPage, State
-from cloud_server.scale_desk import ScaleDesk
-from cloud_server.scale_engine import ScaleEngine
-from cloud_server.scheduler import Pace, Scheduler
+from cloud_server.scheduler import Pace
 from cloud_server.security import Guard, Tls, warning
 from cloud_server.service import CiarService, House, Patience
+from cloud_server.staff import Served, staff
 from cloud_server.telemetry import Alarm, Telemetry
 from shared.errors import CiarError, SessionLost
 from shared.messages import ModelInfo, ServerInfo
-from shared.models.by_scale import ScaleCloud
 from shared.models.text import MAX_PROMPT_CHARS
-from shared.models.zoo import CloudModel
 from shared.wire.codec import PROTOCOL_VERSION
 from shared.wire.pb import ciar_pb2 as pb
 from shared.wire.pb import ciar_pb2_grpc as rpc
@@ -91,14 +87,15 @@ class Settings:
 class CloudServer:
     """One server: `start`, then `stop`. `port` is the real one once it has started."""
 
-    def __init__(self, cloud: CloudModel | ScaleCloud, settings: Settings) -> None:
+    def __init__(self, cloud: Served, settings: Settings) -> None:
         self.settings, self.port, self.metrics_port = settings, settings.port, settings.metrics_port
         self.telemetry = Telemetry(settings.alarm)
-        info = self._staff(cloud)
+        crew = staff(cloud, settings, self.telemetry)
+        self._desk, self._warm = crew.desk, crew.warm
         self._about = {"version": settings.version, "model": cloud.name, "digest": cloud.digest}
         self._guard = Guard(settings.tokens, health_too=settings.health_needs_token)
         self._admission = Admission(settings.doors)
-        self.service = CiarService(self._house(info))
+        self.service = CiarService(self._house(crew.info))
         self._page: OperationsPage | None = None
         self._watching: asyncio.Task[None] | None = None
         self._seen_s = time.monotonic()  # when the event loop was last seen alive
@@ -157,25 +154,6 @@ class CloudServer:
             with suppress(asyncio.CancelledError):
                 await self._watching
         self._release()
-
-    def _staff(self, cloud: CloudModel | ScaleCloud) -> ModelInfo:
-        """Who draws and judges: the desk of the model's family, and what has to be warmed up before."""
-        settings = self.settings
-        if isinstance(cloud, ScaleCloud):
-            scales = ScaleEngine(cloud, settings.max_sessions)
-            self._desk: Desk = ScaleDesk(scales, self.telemetry, settings.pace.limit_s)
-            self._warm: Callable[[], int] = int  # nothing to compile
-            return scales.info
-        engine = Engine(
-            cloud,
-            settings.max_sessions,
-            settings.max_span,
-            fold_prefix=settings.fold_prefix,
-            compiled=settings.compiled,
-        )
-        self._desk = TokenDesk(Scheduler(engine, self.telemetry, settings.pace))
-        self._warm = engine.warm
-        return engine.info
 
     def _house(self, info: ModelInfo) -> House:
         settings = self.settings
@@ -246,7 +224,7 @@ class CloudServer:
 
 
 @asynccontextmanager
-async def running(cloud: CloudModel | ScaleCloud, settings: Settings) -> AsyncIterator[CloudServer]:
+async def running(cloud: Served, settings: Settings) -> AsyncIterator[CloudServer]:
     """A started server, stopped without grace at the end."""
     server = CloudServer(cloud, settings)
     await server.start()
@@ -256,7 +234,7 @@ async def running(cloud: CloudModel | ScaleCloud, settings: Settings) -> AsyncIt
         await server.stop()
 
 
-async def serve(cloud: CloudModel | ScaleCloud, settings: Settings) -> None:
+async def serve(cloud: Served, settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully. A second signal ends the process at once."""
     server, asked = CloudServer(cloud, settings), asyncio.Event()
     await server.start()

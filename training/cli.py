@@ -31,6 +31,7 @@ from training.cut import Cut, cut, read_prompts
 from training.gate import GateRun, fit_model, gate_prompts
 from training.presets import PRESETS
 from training.scale_verbs import VarBase, VarDevice, VarTokenizer
+from training.step_verbs import DitBase, DitDevice
 from training.tokenizer import TokenizerRun, TokenizerTrainer
 from training.verbs import Ablate, Bridge, Device, PlacedRun, Run, train_at, train_base
 
@@ -182,7 +183,7 @@ class Cutting(BaseModel):
 
 class TrainApp(BaseSettings):
     """Train the models of CIAR (artwork, tokenizer, base, device, gate, bridge, ablate, critic, bundle;
-    var-tokenizer, var-base, var-device), or convert published ones.
+    var-tokenizer, var-base, var-device, dit-base, dit-device), or convert published ones.
 
     Example: ciar-train tokenizer --data artwork --out runs/tokenizer
     """
@@ -204,6 +205,8 @@ class TrainApp(BaseSettings):
     var_tokenizer: CliSubCommand[VarTokenizer]
     var_base: CliSubCommand[VarBase]
     var_device: CliSubCommand[VarDevice]
+    dit_base: CliSubCommand[DitBase]
+    dit_device: CliSubCommand[DitDevice]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -214,8 +217,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
-    trained = Tokenizer | Base | Device | Gate | Bridge | Critic | VarTokenizer | VarBase | VarDevice
-    assert isinstance(verb, trained | Artwork | Bundle | Convert | Cutting)
+    trained = Tokenizer | Base | Device | Gate | Bridge | Critic
+    others = VarTokenizer | VarBase | VarDevice | DitBase | DitDevice
+    assert isinstance(verb, trained | others | Artwork | Bundle | Convert | Cutting)
     if not isinstance(verb, Artwork):
         torch.set_num_threads(verb.threads)
     try:

@@ -114,14 +114,6 @@ def label_of(prompt: str, labels: Sequence[str], classes: int) -> int:
     raise InvalidPrompt(f"{prompt!r} is no class of this model", f"allowed: {allowed}, or 0 to {classes - 1}")
 
 
-def is_by_scale(name: str, models: Path) -> bool:
-    """Whether the model of that name draws scale by scale. Raises ModelUnavailable for an unknown one."""
-    folder = find(name, models)
-    home = folder / "cloud" if (folder / "cloud").is_dir() else folder / "device"
-    file = home / "config.json"
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("family") == VARModel.family
-
-
 def cut_scales(cloud: VARModel, layers: int, companion: Companion) -> ScaleDevice:
     """The cloud without its later blocks, with an untrained Inter-Head. Raises InvalidRequest."""
     if not 1 <= layers <= cloud.config.depth:

@@ -137,6 +137,15 @@ def find(name: str, models: Path) -> Path:
     )
 
 
+def family_of(name: str, models: Path) -> str:
+    """The family of a model, as its config says; "" where it says none. Raises ModelUnavailable for an
+    unknown model."""
+    folder = find(name, models)
+    home = folder / "cloud" if (folder / "cloud").is_dir() else folder / "device"
+    file = home / "config.json"
+    return str(json.loads(file.read_text(encoding="utf-8")).get("family", "")) if file.is_file() else ""
+
+
 def load_cloud(
     name: str, models: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> CloudModel:
