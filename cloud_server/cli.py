@@ -251,6 +251,15 @@ def _load_steps(flags: Flags) -> tuple[Served, int]:
     return load_step_cloud(flags.model, flags.models.expanduser()), sessions
 
 
+def _load_masked(flags: Flags) -> tuple[Served, int]:
+    """The same for a model of continuous tokens."""
+    from cloud_server import masked_desk
+    from shared.models.by_mask import load_masked_cloud
+
+    sessions = _plain_sessions(flags, masked_desk.need)
+    return load_masked_cloud(flags.model, flags.models.expanduser()), sessions
+
+
 def _plain_sessions(flags: Flags, need: Callable[[Path], Need]) -> int:
     """How many sessions fit of a model that is served in fp32 on the CPU alone. Raises InvalidRequest for
     flags it has no use for."""
@@ -269,7 +278,11 @@ def _plain_sessions(flags: Flags, need: Callable[[Path], Need]) -> int:
 
 
 # By family; every other one draws token after token.
-_LOADERS: dict[str, Callable[[Flags], tuple[Served, int]]] = {"var": _load_scales, "dit": _load_steps}
+_LOADERS: dict[str, Callable[[Flags], tuple[Served, int]]] = {
+    "var": _load_scales,
+    "dit": _load_steps,
+    "mar": _load_masked,
+}
 
 
 def _version() -> str:

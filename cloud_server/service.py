@@ -130,7 +130,7 @@ class CiarService(rpc.CiarServiceServicer):
         """From the order to what came instead of another draft; the seat is left, and the place free."""
         with ExitStack() as opening:
             span = opening.enter_context(tracing.span("open"))
-            span.note(resumed=len(order.resume))
+            span.note(resumed=order.owned)
             async with (
                 self._house.admission.place(self._house.guard.caller(stream)),
                 self._seat(order) as seat,
@@ -159,7 +159,7 @@ class CiarService(rpc.CiarServiceServicer):
             finally:  # counted while the device reads, so that nobody waits for it
                 self._telemetry.turn(came_s - waited_from_s)
                 if judged:
-                    self._telemetry.draft(len(draft.span), verdict.accepted, judged_s - came_s)
+                    self._telemetry.draft(draft.drafted, verdict.accepted, judged_s - came_s)
             waited_from_s = time.perf_counter()
         return draft
 
@@ -191,7 +191,7 @@ class CiarService(rpc.CiarServiceServicer):
 
     async def _judge(self, seat: Seat, draft: Draft) -> tuple[Verdict, bool]:
         with tracing.span("verify") as span:
-            span.note(round=draft.round, tokens=len(draft.span))
+            span.note(round=draft.round, tokens=draft.drafted)
             verdict, judged = await seat.judge(draft)
             span.note(accepted=verdict.accepted)
         return verdict, judged
@@ -199,7 +199,7 @@ class CiarService(rpc.CiarServiceServicer):
     @asynccontextmanager
     async def _seat(self, order: Open) -> AsyncIterator[Seat]:
         seat = await self._house.desk.open(order)
-        self._telemetry.session_opened(resumed=len(order.resume) > 0)
+        self._telemetry.session_opened(resumed=order.owned > 0)
         try:
             yield seat
         finally:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from cloud_server.desk import Desk, TokenDesk
 from cloud_server.engine import Engine
+from cloud_server.masked_desk import MaskedDesk
+from cloud_server.masked_engine import MaskedEngine
 from cloud_server.scale_desk import ScaleDesk
 from cloud_server.scale_engine import ScaleEngine
 from cloud_server.scheduler import Scheduler
@@ -15,6 +17,7 @@ from cloud_server.step_desk import StepDesk
 from cloud_server.step_engine import StepEngine
 from cloud_server.telemetry import Telemetry
 from shared.messages import ModelInfo
+from shared.models.by_mask import MaskedCloud
 from shared.models.by_scale import ScaleCloud
 from shared.models.by_step import StepCloud
 from shared.models.zoo import CloudModel
@@ -22,7 +25,7 @@ from shared.models.zoo import CloudModel
 if TYPE_CHECKING:
     from cloud_server.server import Settings
 
-Served = CloudModel | ScaleCloud | StepCloud
+Served = CloudModel | ScaleCloud | StepCloud | MaskedCloud
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,17 @@ def _steps(cloud: StepCloud, settings: Settings, telemetry: Telemetry) -> Staff:
     return Staff(StepDesk(engine, telemetry, settings.pace.limit_s), engine.info)
 
 
+def _masked(cloud: MaskedCloud, settings: Settings, telemetry: Telemetry) -> Staff:
+    engine = MaskedEngine(cloud, settings.max_sessions)
+    return Staff(MaskedDesk(engine, telemetry, settings.pace.limit_s), engine.info)
+
+
 # A new kind of model is one line here, and one in the loaders of the command line.
 _STAFF: Mapping[type, Callable[[Any, Settings, Telemetry], Staff]] = {
     CloudModel: _tokens,
     ScaleCloud: _scales,
     StepCloud: _steps,
+    MaskedCloud: _masked,
 }
 
 

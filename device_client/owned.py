@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from shared.continuous import Values
 from shared.decoding.denoising import JUDGEMENT
 from shared.decoding.scales import VERDICTS
 from shared.decoding.tree import is_walk
@@ -148,11 +149,60 @@ class OwnedSteps(Owned):
             raise _nonsense(f"{'no' if output.state is None else 'a'} latent to {count} steps")
 
 
+class OwnedValues(Owned):
+    """One image of a model of continuous tokens."""
+
+    def __init__(self, order: Open) -> None:
+        super().__init__(order)
+        self._values: list[Values] = [] if order.resume_values is None else [order.resume_values]
+
+    def order(self) -> Open:
+        """What begins a session that goes on from here."""
+        return replace(self._order, resume_values=np.concatenate(self._values) if self._values else None)
+
+    def begin(self, opened: Opened) -> None:
+        """A session is there. Raises CiarError for a prefix that cannot be."""
+        self._image_tokens = opened.image_tokens
+        if opened.values is not None:
+            self._keep(opened.values)
+
+    def settle(self, verdict: Verdict) -> None:
+        """The answer to the pending round. Raises CiarError for what cannot be one."""
+        self._check(self.pending[0], verdict)
+        draft = self.pending.popleft()
+        self._keep(draft.values(verdict))
+
+    def _keep(self, values: Values) -> None:
+        known = sum(map(len, self._values)) + len(values)
+        if known > self._image_tokens or (self._values and values.shape[1] != self._values[0].shape[1]):
+            raise _nonsense(f"values of shape {values.shape} up to {known} of {self._image_tokens} tokens")
+        self._values.append(values)
+
+    def _check(self, draft: Draft, verdict: Verdict) -> None:
+        kept, length = verdict.kept, draft.drafted
+        if verdict.round != draft.round or kept is None or len(kept.stands) != length:
+            raise _nonsense(f"round {verdict.round} with other than {length} tokens judged")
+        if int(kept.stands.sum()) != verdict.accepted or verdict.drawn or len(verdict.guesses):
+            raise _nonsense(f"{verdict.accepted} tokens accepted where others stand")
+        span = draft.continuous
+        assert span is not None, "what is sent has one"
+        whole = span.conditions is not None
+        expected = length - verdict.accepted
+        if whole:
+            expected = min(verdict.accepted + 1, self._image_tokens - draft.base)
+        if len(kept.values) != expected or (whole and not kept.stands[: verdict.accepted].all()):
+            raise _nonsense(f"{len(kept.values)} tokens where {expected} are due")
+        if span.values is not None and expected and kept.values.shape[1] != span.values.shape[1]:
+            raise _nonsense(f"tokens of {kept.values.shape[1]} numbers")
+
+
 _OWNED: Mapping[str, type[Owned]] = {**dict.fromkeys(VERDICTS, OwnedScales), JUDGEMENT: OwnedSteps}
 
 
 def owned(order: Open) -> Owned:
     """Nothing but what the order resumes."""
+    if order.masking is not None:
+        return OwnedValues(order)
     return _OWNED.get(order.acceptance, Owned)(order)
 
 

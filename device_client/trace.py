@@ -40,7 +40,7 @@ class ImageTrace:
     def sent(self, draft: Draft) -> None:
         """A round is under way."""
         span = self._rounds[draft.round] = self._image.child("round")
-        span.note(round=draft.round, tokens=len(draft.span))
+        span.note(round=draft.round, tokens=draft.drafted)
 
     def settled(self, verdict: Verdict, pending: Iterable[Draft]) -> None:
         """A round is over, and so are those it made void: all that are no longer `pending`."""

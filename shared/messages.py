@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.continuous import Continuous, Kept, Masking, Values
 from shared.decoding.acceptance import Relaxation
 from shared.decoding.warp import Warp
 
@@ -127,6 +128,13 @@ class Open:
     alone: str = ""  # one of ALONE: how the cloud draws the prefix
     window: int = 0  # of `alone`: tokens per run, or columns a row is behind the one above it
     sampling: Sampling | None = None  # of a model by steps; None for any other
+    masking: Masking | None = None  # of a model of continuous tokens; None for any other
+    resume_values: Values | None = None  # its `resume`
+
+    @property
+    def owned(self) -> int:
+        """Tokens that the device has already."""
+        return len(self.resume) if self.resume_values is None else len(self.resume_values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +148,7 @@ class Opened:
     cloud_s: float  # seconds of model time spent on the prefix
     by_scale: bool = False  # the model draws scale by scale: tokens may travel packed
     output: Output | None = None  # of a model by steps: at the last step of the prefix
+    values: Values | None = None  # of a model of continuous tokens: what `prefix` is to others
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +165,7 @@ class Draft:
               where that is 0; parents come before children. Empty: the span is a chain
     bad       of a model by scales, whose span is one scale: places the device doubts, [K]; None for any other
     steps     of a model by steps, whose span is empty and whose base counts steps; None for any other
+    continuous  of a model of continuous tokens, whose span is empty; None for any other
     """
 
     round: int
@@ -168,11 +178,27 @@ class Draft:
     parents: Tokens = field(default_factory=no_tokens)
     bad: Marks | None = None
     steps: Steps | None = None
+    continuous: Continuous | None = None
+
+    @property
+    def drafted(self) -> int:
+        """Tokens to judge."""
+        return len(self.span) if self.continuous is None else len(self.continuous)
 
     def settled(self) -> Draft:
         """A pipelined draft once its bonus has come as assumed: an ordinary one that begins a token later."""
         features = self.features and replace(self.features, index=self.features.index - np.uint16(1))
         return replace(self, base=self.base + 1, catch_up=self.catch_up[1:], features=features, behind=None)
+
+    def values(self, verdict: Verdict) -> Values:
+        """The continuous tokens [n, C] that a verdict on this draft lets stand, the cloud's own included."""
+        assert self.continuous is not None and verdict.kept is not None
+        if self.continuous.values is None:
+            return verdict.kept.values
+        out = self.continuous.values.copy()
+        if len(verdict.kept.values):
+            out[~verdict.kept.stands] = verdict.kept.values
+        return out
 
     def standing(self, verdict: Verdict) -> Tokens:
         """The span tokens that a verdict on this draft lets stand, patched where it says so."""
@@ -195,6 +221,7 @@ class Verdict:
     path     of a tree: its nodes that stand, from the root on; there are `accepted` of them
     patch    of a model by scales: `accepted` counts the span tokens outside of it; None for any other model
     output   of a model by steps: what it said at the last step asked about; None for any other model
+    kept     of a model of continuous tokens, where `accepted` counts what stands; None for any other model
     """
 
     round: int
@@ -208,6 +235,7 @@ class Verdict:
     path: Tokens = field(default_factory=no_tokens)
     patch: Patch | None = None
     output: Output | None = None
+    kept: Kept | None = None
 
     @property
     def drawn(self) -> list[int]:
@@ -242,6 +270,7 @@ class ModelInfo:
     feature_width: int  # d_f
     scales: tuple[int, ...] = ()  # side of each map of a model by scales
     latent: tuple[int, ...] = ()  # C, H, W of a model by steps
+    token_width: int = 0  # C of a model of continuous tokens
 
 
 @dataclass(frozen=True)

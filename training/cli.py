@@ -29,6 +29,7 @@ from training.convert import convert
 from training.critic import CriticRun, CriticTrainer
 from training.cut import Cut, cut, read_prompts
 from training.gate import GateRun, fit_model, gate_prompts
+from training.masked_verbs import MarBase, MarDevice, MarVae
 from training.presets import PRESETS
 from training.scale_verbs import VarBase, VarDevice, VarTokenizer
 from training.step_verbs import DitBase, DitDevice
@@ -183,7 +184,8 @@ class Cutting(BaseModel):
 
 class TrainApp(BaseSettings):
     """Train the models of CIAR (artwork, tokenizer, base, device, gate, bridge, ablate, critic, bundle;
-    var-tokenizer, var-base, var-device, dit-base, dit-device), or convert published ones.
+    var-tokenizer, var-base, var-device; dit-base, dit-device; mar-vae, mar-base, mar-device), or convert
+    published ones.
 
     Example: ciar-train tokenizer --data artwork --out runs/tokenizer
     """
@@ -207,6 +209,9 @@ class TrainApp(BaseSettings):
     var_device: CliSubCommand[VarDevice]
     dit_base: CliSubCommand[DitBase]
     dit_device: CliSubCommand[DitDevice]
+    mar_vae: CliSubCommand[MarVae]
+    mar_base: CliSubCommand[MarBase]
+    mar_device: CliSubCommand[MarDevice]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -218,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
     trained = Tokenizer | Base | Device | Gate | Bridge | Critic
-    others = VarTokenizer | VarBase | VarDevice | DitBase | DitDevice
+    others = VarTokenizer | VarBase | VarDevice | DitBase | DitDevice | MarVae | MarBase | MarDevice
     assert isinstance(verb, trained | others | Artwork | Bundle | Convert | Cutting)
     if not isinstance(verb, Artwork):
         torch.set_num_threads(verb.threads)

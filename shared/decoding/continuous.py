@@ -17,13 +17,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.decoding.noise import ACCEPT, ORDER, START, STEP, Positions, uniform
+from shared.decoding.noise import ACCEPT, ORDER, PATHS, PICK, START, STEP, Positions, uniform
 from shared.errors import InvalidRequest
 
 TOLERANCE = 0.265  # in latent units: where the published test stands
 TRANSPORT = math.exp(-0.5)  # of the tolerance: how far `tolerant` moves a token on average, at most
 RESIDUAL_BATCHES = (32, 256, 2048)
 FLATTENING = 42.0  # by how much the published test widens the last step's Gaussians
+ACCEPTANCES = ("aligned", "trajectory", "published")
+_ATTEMPTS = 2**12  # replacements of one token, at most, that have noise of their own
 
 
 def normals(seed: int, places: Positions, size: int, stream: int) -> Tensor:
@@ -47,6 +49,15 @@ def step_noise(seed: int, places: Positions, steps: int, width: int) -> Tensor:
 def log_uniforms(seed: int, places: Positions) -> Tensor:
     """Logarithms [N] of the uniforms that decide over the drafts at these places, fp64."""
     return torch.from_numpy(uniform(seed, places, 1, ACCEPT))[:, 0].log()
+
+
+def attempts(seed: int, place: int, begin: int, count: int, size: int) -> tuple[Tensor, Tensor]:
+    """Gaussian noise [n, size], and logarithms of uniforms [n], fp64, for the replacements `begin`, ... of a
+    refused token. Raises InvalidRequest for more than there is noise for."""
+    if begin + count > _ATTEMPTS:
+        raise InvalidRequest(f"replacement {begin + count} of a token", f"allowed: up to {_ATTEMPTS}")
+    keys = range(place * _ATTEMPTS + begin, place * _ATTEMPTS + begin + count)
+    return normals(seed, keys, size, PATHS), torch.from_numpy(uniform(seed, keys, 1, PICK))[:, 0].log()
 
 
 def order_of(seed: int, tokens: int) -> Tensor:

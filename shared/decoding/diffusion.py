@@ -27,10 +27,14 @@ STEPS = 1000  # of the process every published model is trained on
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """A process of T kept steps: `betas` [T] and the steps [T] of the original process they stand for."""
+    """A process of T kept steps: `betas` [T] and the steps [T] of the original process they stand for.
+
+    clip  how far from 0 the image may be believed to be, at every step; 0: anywhere
+    """
 
     betas: Table
     original: tuple[int, ...]
+    clip: float = 0.0
 
     def __len__(self) -> int:
         return len(self.original)
@@ -105,7 +109,8 @@ def respaced(schedule: Schedule, spacing: str) -> Schedule:
     """The process on fewer of its steps, named as `spaced` takes it; "" keeps all."""
     steps = spaced(len(schedule), spacing) if spacing else tuple(range(len(schedule)))
     kept = schedule.kept[list(steps)]
-    return Schedule(1 - kept / np.append(1.0, kept[:-1]), tuple(schedule.original[step] for step in steps))
+    original = tuple(schedule.original[step] for step in steps)
+    return Schedule(1 - kept / np.append(1.0, kept[:-1]), original, schedule.clip)
 
 
 def spaced(steps: int, spacing: str) -> tuple[int, ...]:
@@ -150,8 +155,10 @@ def at(table: Table, t_N: Tensor, like: Tensor) -> Tensor:
 
 def believed(schedule: Schedule, t_N: Tensor, state: Tensor, eps: Tensor, v: Tensor) -> Believed:
     """The image and the Gaussian before, of predicted noise and of v in about [-1, 1], the place of the
-    variance between its two bounds. Nothing is clipped."""
+    variance between its two bounds. The image is clipped as the schedule says."""
     image = at(schedule.recip, t_N, state) * state - at(schedule.recip_m1, t_N, state) * eps
+    if schedule.clip:
+        image = image.clamp(-schedule.clip, schedule.clip)
     mean = at(schedule.mean_of_image, t_N, state) * image + at(schedule.mean_of_state, t_N, state) * state
     share = (v + 1) / 2
     widest, narrowest = np.log(schedule.betas), schedule.log_variance
@@ -180,6 +187,6 @@ def sensitivity(schedule: Schedule) -> Table:
     return np.asarray(np.abs(before - carried))
 
 
-def guided_eps(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    """u + s (c - u)."""
+def guided_eps(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
+    """u + s (c - u); s is one number, or [N, 1]."""
     return uncond + scale * (cond - uncond)

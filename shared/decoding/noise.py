@@ -32,6 +32,8 @@ START = 4  # the Gaussian noise a continuous token begins with
 STEP = 5  # that of its denoising steps
 ORDER = 6  # the order in which places are revealed
 VECTORS = 7  # the uniforms of the discrete gate
+PATHS = 8  # the Gaussian noise of what replaces a refused continuous token
+PICK = 9  # the uniforms that choose among such replacements
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)

@@ -57,11 +57,26 @@ class DenoisingMLP(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What a token is drawn for: z [N, D]; where it is guided, z of no class [N, D] and the strength."""
+    """What a token is drawn for: z [N, D]; where it is guided, z of no class [N, D] and the strength, one or
+    a token's own [N, 1]."""
 
     z_ND: Tensor
     nothing_ND: Tensor | None = None
-    guidance: float = 1.0
+    guidance: float | Tensor = 1.0
+
+    def of(self, rows: slice) -> Condition:
+        """That of some of the tokens."""
+        nothing = None if self.nothing_ND is None else self.nothing_ND[rows]
+        strength = self.guidance[rows] if isinstance(self.guidance, Tensor) else self.guidance
+        return Condition(self.z_ND[rows], nothing, strength)
+
+    def repeated(self, times: int) -> Condition:
+        """Every token's so many times in a row."""
+        nothing = None if self.nothing_ND is None else self.nothing_ND.repeat_interleave(times, 0)
+        strength = self.guidance
+        if isinstance(strength, Tensor):
+            strength = strength.repeat_interleave(times, 0)
+        return Condition(self.z_ND.repeat_interleave(times, 0), nothing, strength)
 
 
 class DiffLoss(nn.Module):

@@ -21,7 +21,8 @@ LATENT_SCALE = 0.2325  # a latent times this is a token of MAR
 @dataclass(frozen=True)
 class KLConfig:
     """latent: numbers of a latent; *_attention: levels that have it, counted from the image in the encoder,
-    from the latents in the decoder. The middle always has it."""
+    from the latents in the decoder. The middle has it where there is one. The last four are those of
+    shared.config.VQConfig, with the published values."""
 
     ch: int
     ch_mult: tuple[int, ...]
@@ -31,11 +32,15 @@ class KLConfig:
     decoder_res: int = 3
     encoder_attention: tuple[int, ...] = (4,)
     decoder_attention: tuple[int, ...] = ()
+    patch: int = 1
+    norm_groups: int = 32
+    middle: bool = True
+    linear_path: bool = False
 
     @property
     def factor(self) -> int:
         """Pixels per latent and side."""
-        return int(2 ** (len(self.ch_mult) - 1))
+        return self.stack.factor
 
     @property
     def stack(self) -> VQConfig:
@@ -43,7 +48,8 @@ class KLConfig:
         return VQConfig(
             ch=self.ch, ch_mult=self.ch_mult, z_channels=self.z_channels, codebook_size=0,
             codebook_dim=self.latent, encoder_res=self.encoder_res, decoder_res=self.decoder_res,
-            attention=False, unit_codes=False,
+            attention=False, unit_codes=False, patch=self.patch, norm_groups=self.norm_groups,
+            middle=self.middle, linear_path=self.linear_path,
         )  # fmt: skip
 
 

@@ -6,14 +6,12 @@ sees: so every step has a density. Shapes: N tokens, T steps, C token width.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from shared.decoding.continuous import Gaussian
 from shared.decoding.diffusion import Believed, Schedule
-from shared.models.diffloss import ChainNoise, Condition, DiffLoss
+from shared.models.diffloss import ChainNoise, Condition, DiffLoss, chain
 
 
 def path(head: DiffLoss, schedule: Schedule, cond: Condition, noise: ChainNoise) -> Tensor:
@@ -31,10 +29,23 @@ def along(head: DiffLoss, schedule: Schedule, states_NTC: Tensor, cond: Conditio
     path may be anybody's. `states_NTC` are the first T states of `path`."""
     count, steps = states_NTC.shape[:2]
     t_M = torch.arange(steps - 1, -1, -1, device=states_NTC.device).repeat(count)
-    nothing = None if cond.nothing_ND is None else cond.nothing_ND.repeat_interleave(steps, 0)
-    each = replace(cond, z_ND=cond.z_ND.repeat_interleave(steps, 0), nothing_ND=nothing)
-    found = _gaussian(head.believe(schedule, t_M, states_NTC.flatten(0, 1), each))
+    found = _gaussian(head.believe(schedule, t_M, states_NTC.flatten(0, 1), cond.repeated(steps)))
     return Gaussian(found.mean.reshape(states_NTC.shape), found.log_std.reshape(states_NTC.shape))
+
+
+def last_step(
+    head: DiffLoss, schedule: Schedule, cond: Condition, noise: ChainNoise
+) -> tuple[Gaussian, Tensor]:
+    """Of ordinary sampling, what the published acceptance looks at: the Gaussian of the last step, whose mean
+    is the token, and the sums [N], fp64, of the logarithms of the standard deviations of all steps before."""
+    before_N = torch.zeros(len(noise.start_NC), dtype=torch.float64)
+    last = None
+    for _, found in chain(head, schedule, cond, noise):
+        if last is not None:
+            before_N = before_N + last.log_std.double().sum(-1)
+        last = _gaussian(found)
+    assert last is not None, "a schedule has steps"
+    return last, before_N
 
 
 def _gaussian(found: Believed) -> Gaussian:

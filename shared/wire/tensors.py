@@ -47,7 +47,6 @@ _SCALE = _Form(1, (pb.DTYPE_FLOAT16,))
 _PROPOSAL_IDS = _Form(2, (pb.DTYPE_UINT16, pb.DTYPE_INT32))
 _PROBABILITIES = _Form(2, (pb.DTYPE_FLOAT16,))
 _LATENT = _Form(3, (pb.DTYPE_FLOAT16, pb.DTYPE_FLOAT32))
-_MATRIX = _Form(2, (pb.DTYPE_FLOAT16,))
 
 
 def encode_tokens(tokens: Tokens, *, by_scale: bool = False) -> pb.Tensor | None:
@@ -167,12 +166,12 @@ def decode_latent(message: Message, field: str, refuse: Refusal) -> Latent:
 
 def encode_matrix(matrix: NDArray[np.float16] | None) -> pb.Tensor | None:
     """fp16 [N, d]; None (an absent field) if there is none."""
-    return None if matrix is None else _encode(matrix, pb.DTYPE_FLOAT16)
+    return None if matrix is None or not matrix.size else _encode(matrix, pb.DTYPE_FLOAT16)
 
 
-def decode_matrix(message: Message, field: str, refuse: Refusal) -> NDArray[np.float16]:
-    """fp16 [N, d], finite, from a Tensor field of `message`."""
-    matrix: NDArray[np.float16] = _decode(message, field, _MATRIX, refuse)
+def decode_matrix(message: Message, field: str, refuse: Refusal, rank: int = 2) -> NDArray[np.float16]:
+    """fp16 [N, d], finite, from a Tensor field of `message`; of three axes where `rank` says so."""
+    matrix: NDArray[np.float16] = _decode(message, field, _Form(rank, (pb.DTYPE_FLOAT16,)), refuse)
     _require(np.isfinite(matrix), matrix, _name(message, field), "finite values", refuse)
     return matrix
 

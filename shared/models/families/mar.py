@@ -70,9 +70,9 @@ class MARBlock(nn.Module):
         self.attn = Attention(config.dim, config.heads)
         self.mlp = Mlp(config.dim, config.hidden, "none")
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Shape kept."""
-        x_BTD = x_BTD + self.attn(self.norm1(x_BTD))
+    def forward(self, x_BTD: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Shape kept; what `mask` hides nobody attends to."""
+        x_BTD = x_BTD + self.attn(self.norm1(x_BTD), mask)
         out: Tensor = x_BTD + self.mlp(self.norm2(x_BTD))
         return out
 
@@ -115,9 +115,7 @@ class MARModel(nn.Module):
 
         Every row must mask equally many tokens; what stands at masked places is not looked at.
         """
-        buffer_BFD = cond_BD[:, None].expand(-1, self.config.buffer, -1)
-        x_BSD = torch.cat([buffer_BFD, self.z_proj(tokens_BLC)], 1) + self.encoder_pos_embed_learned
-        x_BSD = self.z_proj_ln(x_BSD)
+        x_BSD = self._embedded(tokens_BLC, cond_BD)
         x_BTD = x_BSD[self._visible(masked_BL)].reshape(len(masked_BL), -1, x_BSD.shape[-1])
         for block in self.encoder_blocks:
             x_BTD = block(x_BTD)
@@ -129,6 +127,27 @@ class MARModel(nn.Module):
         known_BTD = self.decoder_embed(encoded_BTD)
         x_BSD = self.mask_token.expand(len(masked_BL), self.config.buffer + self.config.tokens, -1).clone()
         x_BSD[self._visible(masked_BL)] = known_BTD.flatten(0, 1)
+        return self._decoded(x_BSD)
+
+    def ragged(self, tokens_BLC: Tensor, masked_BL: Tensor, cond_BD: Tensor) -> Tensor:
+        """As `forward`, where rows may mask different numbers of tokens: masked ones are hidden instead of
+        left out, which is the same up to rounding."""
+        visible_BS = self._visible(masked_BL)
+        x_BSD = self._embedded(tokens_BLC, cond_BD)
+        for block in self.encoder_blocks:
+            x_BSD = block(x_BSD, visible_BS[:, None, None])
+        known_BSD = self.decoder_embed(self.encoder_norm(x_BSD))
+        return self._decoded(torch.where(visible_BS[..., None], known_BSD, self.mask_token))
+
+    def _embedded(self, tokens_BLC: Tensor, cond_BD: Tensor) -> Tensor:
+        """The encoder's input [B, F + L, De]: the buffer, then all tokens."""
+        buffer_BFD = cond_BD[:, None].expand(-1, self.config.buffer, -1)
+        x_BSD = torch.cat([buffer_BFD, self.z_proj(tokens_BLC)], 1) + self.encoder_pos_embed_learned
+        out: Tensor = self.z_proj_ln(x_BSD)
+        return out
+
+    def _decoded(self, x_BSD: Tensor) -> Tensor:
+        """z [B, L, Dd] of the decoder's input [B, F + L, Dd]."""
         x_BSD = x_BSD + self.decoder_pos_embed_learned
         for block in self.decoder_blocks:
             x_BSD = block(x_BSD)

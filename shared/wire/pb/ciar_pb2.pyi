@@ -70,7 +70,7 @@ class GenerateResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "cloud_digest", "codebook_size", "prompt", "seed", "warp", "prefix_tokens", "acceptance", "resume", "resume_features", "guesses", "max_forwards", "alone", "window", "relaxation", "sampling")
+    __slots__ = ("model", "cloud_digest", "codebook_size", "prompt", "seed", "warp", "prefix_tokens", "acceptance", "resume", "resume_features", "guesses", "max_forwards", "alone", "window", "relaxation", "sampling", "masking", "resume_values")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CLOUD_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CODEBOOK_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,8 @@ class Open(_message.Message):
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     RELAXATION_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    MASKING_FIELD_NUMBER: _ClassVar[int]
+    RESUME_VALUES_FIELD_NUMBER: _ClassVar[int]
     model: str
     cloud_digest: str
     codebook_size: int
@@ -103,7 +105,9 @@ class Open(_message.Message):
     window: int
     relaxation: Relaxation
     sampling: Sampling
-    def __init__(self, model: _Optional[str] = ..., cloud_digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., prompt: _Optional[str] = ..., seed: _Optional[int] = ..., warp: _Optional[_Union[Warp, _Mapping]] = ..., prefix_tokens: _Optional[int] = ..., acceptance: _Optional[str] = ..., resume: _Optional[_Union[Tensor, _Mapping]] = ..., resume_features: _Optional[_Union[Features, _Mapping]] = ..., guesses: _Optional[bool] = ..., max_forwards: _Optional[int] = ..., alone: _Optional[str] = ..., window: _Optional[int] = ..., relaxation: _Optional[_Union[Relaxation, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
+    masking: Masking
+    resume_values: Tensor
+    def __init__(self, model: _Optional[str] = ..., cloud_digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., prompt: _Optional[str] = ..., seed: _Optional[int] = ..., warp: _Optional[_Union[Warp, _Mapping]] = ..., prefix_tokens: _Optional[int] = ..., acceptance: _Optional[str] = ..., resume: _Optional[_Union[Tensor, _Mapping]] = ..., resume_features: _Optional[_Union[Features, _Mapping]] = ..., guesses: _Optional[bool] = ..., max_forwards: _Optional[int] = ..., alone: _Optional[str] = ..., window: _Optional[int] = ..., relaxation: _Optional[_Union[Relaxation, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., masking: _Optional[_Union[Masking, _Mapping]] = ..., resume_values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("sampler", "spacing", "dtype", "projection")
@@ -116,6 +120,20 @@ class Sampling(_message.Message):
     dtype: Dtype
     projection: str
     def __init__(self, sampler: _Optional[str] = ..., spacing: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., projection: _Optional[str] = ...) -> None: ...
+
+class Masking(_message.Message):
+    __slots__ = ("steps", "head_steps", "schedule", "tolerance", "clip")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_STEPS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    head_steps: int
+    schedule: str
+    tolerance: float
+    clip: float
+    def __init__(self, steps: _Optional[int] = ..., head_steps: _Optional[int] = ..., schedule: _Optional[str] = ..., tolerance: _Optional[float] = ..., clip: _Optional[float] = ...) -> None: ...
 
 class Relaxation(_message.Message):
     __slots__ = ("k", "delta", "multiple")
@@ -140,7 +158,7 @@ class Warp(_message.Message):
     def __init__(self, guidance: _Optional[float] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ...) -> None: ...
 
 class Draft(_message.Message):
-    __slots__ = ("round", "base", "span", "catch_up", "features", "proposal", "behind", "parents", "bad", "steps")
+    __slots__ = ("round", "base", "span", "catch_up", "features", "proposal", "behind", "parents", "bad", "steps", "continuous")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     SPAN_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +169,7 @@ class Draft(_message.Message):
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     BAD_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    CONTINUOUS_FIELD_NUMBER: _ClassVar[int]
     round: int
     base: int
     span: Tensor
@@ -161,7 +180,8 @@ class Draft(_message.Message):
     parents: Tensor
     bad: bytes
     steps: Steps
-    def __init__(self, round: _Optional[int] = ..., base: _Optional[int] = ..., span: _Optional[_Union[Tensor, _Mapping]] = ..., catch_up: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., behind: _Optional[int] = ..., parents: _Optional[_Union[Tensor, _Mapping]] = ..., bad: _Optional[bytes] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ...) -> None: ...
+    continuous: Continuous
+    def __init__(self, round: _Optional[int] = ..., base: _Optional[int] = ..., span: _Optional[_Union[Tensor, _Mapping]] = ..., catch_up: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., behind: _Optional[int] = ..., parents: _Optional[_Union[Tensor, _Mapping]] = ..., bad: _Optional[bytes] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., continuous: _Optional[_Union[Continuous, _Mapping]] = ...) -> None: ...
 
 class Steps(_message.Message):
     __slots__ = ("count", "state")
@@ -171,25 +191,39 @@ class Steps(_message.Message):
     state: Tensor
     def __init__(self, count: _Optional[int] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
+class Continuous(_message.Message):
+    __slots__ = ("values", "conditions", "log_std", "log_std_before")
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    LOG_STD_FIELD_NUMBER: _ClassVar[int]
+    LOG_STD_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    values: Tensor
+    conditions: Tensor
+    log_std: Tensor
+    log_std_before: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, values: _Optional[_Union[Tensor, _Mapping]] = ..., conditions: _Optional[_Union[Tensor, _Mapping]] = ..., log_std: _Optional[_Union[Tensor, _Mapping]] = ..., log_std_before: _Optional[_Iterable[float]] = ...) -> None: ...
+
 class Finish(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "image_tokens", "prefix", "cloud_forwards", "cloud_us", "output")
+    __slots__ = ("session", "image_tokens", "prefix", "cloud_forwards", "cloud_us", "output", "values")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     CLOUD_FORWARDS_FIELD_NUMBER: _ClassVar[int]
     CLOUD_US_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
     session: str
     image_tokens: int
     prefix: Tensor
     cloud_forwards: int
     cloud_us: int
     output: Output
-    def __init__(self, session: _Optional[str] = ..., image_tokens: _Optional[int] = ..., prefix: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., cloud_us: _Optional[int] = ..., output: _Optional[_Union[Output, _Mapping]] = ...) -> None: ...
+    values: Tensor
+    def __init__(self, session: _Optional[str] = ..., image_tokens: _Optional[int] = ..., prefix: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., cloud_us: _Optional[int] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Output(_message.Message):
     __slots__ = ("noise", "spread", "features", "state")
@@ -204,7 +238,7 @@ class Output(_message.Message):
     def __init__(self, noise: _Optional[_Union[Tensor, _Mapping]] = ..., spread: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Tensor, _Mapping]] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("round", "accepted", "token", "cloud_us", "more", "guesses", "cloud_forwards", "stale", "path", "patch", "output")
+    __slots__ = ("round", "accepted", "token", "cloud_us", "more", "guesses", "cloud_forwards", "stale", "path", "patch", "output", "kept")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +250,7 @@ class Verdict(_message.Message):
     PATH_FIELD_NUMBER: _ClassVar[int]
     PATCH_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     round: int
     accepted: int
     token: int
@@ -227,7 +262,18 @@ class Verdict(_message.Message):
     path: Tensor
     patch: Patch
     output: Output
-    def __init__(self, round: _Optional[int] = ..., accepted: _Optional[int] = ..., token: _Optional[int] = ..., cloud_us: _Optional[int] = ..., more: _Optional[_Union[Tensor, _Mapping]] = ..., guesses: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., stale: _Optional[bool] = ..., path: _Optional[_Union[Tensor, _Mapping]] = ..., patch: _Optional[_Union[Patch, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ...) -> None: ...
+    kept: Kept
+    def __init__(self, round: _Optional[int] = ..., accepted: _Optional[int] = ..., token: _Optional[int] = ..., cloud_us: _Optional[int] = ..., more: _Optional[_Union[Tensor, _Mapping]] = ..., guesses: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., stale: _Optional[bool] = ..., path: _Optional[_Union[Tensor, _Mapping]] = ..., patch: _Optional[_Union[Patch, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ...) -> None: ...
+
+class Kept(_message.Message):
+    __slots__ = ("stands", "values", "judged")
+    STANDS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    JUDGED_FIELD_NUMBER: _ClassVar[int]
+    stands: bytes
+    values: Tensor
+    judged: int
+    def __init__(self, stands: _Optional[bytes] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., judged: _Optional[int] = ...) -> None: ...
 
 class Patch(_message.Message):
     __slots__ = ("places", "tokens")
@@ -314,7 +360,7 @@ class GetInfoResponse(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., max_prompt_chars: _Optional[int] = ..., max_span_tokens: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "digest", "codebook_size", "image_tokens", "feature_width", "scales", "latent")
+    __slots__ = ("name", "digest", "codebook_size", "image_tokens", "feature_width", "scales", "latent", "token_width")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     CODEBOOK_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -322,6 +368,7 @@ class ModelInfo(_message.Message):
     FEATURE_WIDTH_FIELD_NUMBER: _ClassVar[int]
     SCALES_FIELD_NUMBER: _ClassVar[int]
     LATENT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_WIDTH_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     codebook_size: int
@@ -329,4 +376,5 @@ class ModelInfo(_message.Message):
     feature_width: int
     scales: _containers.RepeatedScalarFieldContainer[int]
     latent: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., image_tokens: _Optional[int] = ..., feature_width: _Optional[int] = ..., scales: _Optional[_Iterable[int]] = ..., latent: _Optional[_Iterable[int]] = ...) -> None: ...
+    token_width: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., image_tokens: _Optional[int] = ..., feature_width: _Optional[int] = ..., scales: _Optional[_Iterable[int]] = ..., latent: _Optional[_Iterable[int]] = ..., token_width: _Optional[int] = ...) -> None: ...

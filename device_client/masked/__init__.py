@@ -1,0 +1,1 @@
+"""`ciar-masked`: pictures of models of continuous tokens."""

@@ -1,0 +1,138 @@
+"""`ciar-masked`: a picture of a model of continuous tokens, such as MAR, from the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from PIL import Image
+from pydantic import Field, ValidationError
+from pydantic_settings import CliApp, SettingsConfigDict, SettingsError
+from rich.console import Console
+
+from device_client import masked_policy, render
+from device_client.cli import Options
+from device_client.cloud import Request
+from device_client.link import CloudLink
+from device_client.masked_loop import MaskedProgress, decode_masked
+from device_client.masked_policy import MASKED_MODES, Drawing, MaskedPolicy
+from device_client.report import counters_table
+from shared.config import wrong_values
+from shared.decoding.continuous import TOLERANCE
+from shared.decoding.masked import SCHEDULES
+from shared.decoding.warp import Warp
+from shared.errors import CiarError, CloudUnreachable, InvalidRequest, Overloaded, SessionLost
+from shared.models.by_mask import MaskedPackage, load_masked_package
+from shared.models.families.mar import unpatched
+from shared.models.families.mar_image import tensor_of
+
+PROGRAM = "ciar-masked"
+ABOUT = """Draw one picture of a model of continuous tokens. Modes: cspd keeps the device's tokens where they
+are near the cloud's own, exact has the law of the cloud alone, cloud-only with as few --steps is the rival.
+
+  ciar-masked --model runs/mar --prompt "a cat" --server host:50051 --steps 16 --tolerance 0.265"""
+PACE = 4  # tokens for each step, where --steps is not given
+
+
+class MaskedDraw(Options):
+    """The command line."""
+
+    model_config = SettingsConfigDict(cli_prog_name=PROGRAM, json_schema_extra={"description": ABOUT})
+    prompt: str = Field(description="name or number of a class")
+    seed: int = Field(0, ge=0, description="seed of the picture")
+    mode: str = Field("cspd", description=f"one of {', '.join(MASKED_MODES)}")
+    steps: int | None = Field(None, ge=1, description="windows: what the cloud alone would take")
+    tolerance: float = Field(TOLERANCE, ge=0, description="of cspd: how far tokens may be from the cloud's")
+    prefix: int = Field(masked_policy.DEFAULT_PREFIX, ge=0, description="windows that the cloud draws first")
+    stride: int = Field(1, ge=1, description="of cspd: tokens that the device drafts in one pass")
+    window: int = Field(masked_policy.DEFAULT_WINDOW, ge=1, le=16, description="of exact: tokens of a span")
+    guidance: float = Field(2.0, description="strength of guidance")
+    schedule: str = Field("linear", description=f"of guidance: one of {', '.join(SCHEDULES)}")
+    temperature: float = Field(1.0, description="of the steps of the head; of cspd and the two sides alone")
+    head_steps: int = Field(100, description="diffusion steps of a token")
+    clip: float = Field(0.0, ge=0, description="bound of the head's idea of a token; 0: none")
+    out: Path = Field(Path("image.png"), description="where the picture goes")
+
+    def policy(self, tokens: int) -> MaskedPolicy:
+        """The policy of the mode. Raises InvalidRequest for an unknown one."""
+        drawing, steps = Drawing(self.head_steps, self.schedule, self.clip), self.steps or -(-tokens // PACE)
+        policies: dict[str, Callable[[], MaskedPolicy]] = {
+            "cspd": lambda: masked_policy.cspd(steps, self.tolerance, self.prefix, drawing, self.stride),
+            "exact": lambda: masked_policy.exact(tokens, self.window, drawing),
+            "published": lambda: masked_policy.published(steps, self.prefix, drawing),
+            "hand-over": lambda: masked_policy.hand_over(steps, self.prefix, drawing),
+            "cloud-only": lambda: masked_policy.cloud_only(steps, drawing),
+            "device-only": lambda: masked_policy.device_only(steps, drawing),
+        }
+        if self.mode not in policies:
+            raise InvalidRequest(f"mode {self.mode!r} is not allowed", f"allowed: {', '.join(policies)}")
+        return policies[self.mode]()
+
+    def draw(self) -> None:
+        """Draw, write, print what it cost. Raises CiarError."""
+        render.check_target(self.out)
+        torch.set_num_threads(self.threads)
+        package = load_masked_package(self.model, self.models.expanduser())
+        policy = self.policy(package.model.config.tokens)
+        request = Request(self.prompt, self.seed, Warp(self.guidance, self.temperature))
+        last = asyncio.run(self._drawn(package, request, policy))
+        settings = {
+            "prompt": self.prompt, "seed": self.seed, "mode": policy.mode, "model": package.name,
+            "device_digest": package.digest, "cloud_digest": package.cloud_digest,
+            "policy": asdict(policy), "warp": asdict(request.warp), "counters": last.counters.as_dict(),
+        }  # fmt: skip
+        render.save_png(self.out, to_image(package, last), settings)
+        Console().print(counters_table(last.counters))
+
+    async def _drawn(self, package: MaskedPackage, request: Request, policy: MaskedPolicy) -> MaskedProgress:
+        if policy.use_cloud and self.server is None:
+            raise InvalidRequest(f"mode {policy.mode} needs a server", "", "--server host:50051")
+        upstream = self.upstream()
+        async with CloudLink(
+            upstream.target or "nowhere:1",
+            deadline_s=upstream.deadline_s,
+            retry_s=upstream.retry_s,
+            identity=upstream.identity,
+        ) as link:
+            cloud = link if policy.use_cloud else None
+            seen = [step async for step in decode_masked(package, request, policy, cloud)]
+        return seen[-1]
+
+
+def to_image(package: MaskedPackage, drawn: MaskedProgress) -> Image.Image:
+    """The RGB picture of a complete image."""
+    assert drawn.values is not None, "it is complete"
+    config = package.model.config
+    token_1LC = torch.zeros(1, config.tokens, config.token_dim)
+    token_1LC[0, list(drawn.tokens)] = tensor_of(drawn.values)
+    with torch.inference_mode():
+        return Image.fromarray(package.vae.pictures(unpatched(token_1LC, config.patch))[0].numpy())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 failed, 2 misused, 3 the cloud is away or full."""
+    try:
+        options = CliApp.run(MaskedDraw, cli_args=list(sys.argv[1:] if argv is None else argv))
+        options.draw()
+    except ValidationError as error:
+        return _fail(wrong_values(error.errors()), 2)
+    except SettingsError as error:
+        return _fail(error, 2)
+    except (CloudUnreachable, SessionLost, Overloaded) as error:
+        return _fail(error, 3)
+    except CiarError as error:
+        return _fail(error, 1)
+    return 0
+
+
+def _fail(problem: object, status: int) -> int:
+    print(f"error: {problem}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
