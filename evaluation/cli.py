@@ -18,6 +18,7 @@ from evaluation.verbs.diffusion import Diffusion
 from evaluation.verbs.features import Features
 from evaluation.verbs.link import Link, LinkCheck
 from evaluation.verbs.machine import DeviceSpeed, EngineSpeed, Memory
+from evaluation.verbs.masked import Masked
 from evaluation.verbs.method import Method
 from evaluation.verbs.operations import Faults, Load, Replicas, Soak
 from evaluation.verbs.quality import Quality
@@ -53,6 +54,7 @@ class EvalApp(BaseSettings):
     sheet: CliSubCommand[Sheet]
     scales: CliSubCommand[Scales]
     diffusion: CliSubCommand[Diffusion]
+    masked: CliSubCommand[Masked]
     link: CliSubCommand[Link]
     link_check: CliSubCommand[LinkCheck]
     engine: CliSubCommand[EngineSpeed]

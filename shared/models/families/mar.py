@@ -126,7 +126,7 @@ class MARModel(nn.Module):
         """z [B, L, Dd] of every place."""
         known_BTD = self.decoder_embed(encoded_BTD)
         x_BSD = self.mask_token.expand(len(masked_BL), self.config.buffer + self.config.tokens, -1).clone()
-        x_BSD[self._visible(masked_BL)] = known_BTD.flatten(0, 1)
+        x_BSD[self._visible(masked_BL)] = known_BTD.flatten(0, 1).to(x_BSD.dtype)
         return self._decoded(x_BSD)
 
     def ragged(self, tokens_BLC: Tensor, masked_BL: Tensor, cond_BD: Tensor) -> Tensor:

@@ -1,0 +1,76 @@
+"""The table of continuous speculative decoding, ours beside what was published. Knows nothing of how images
+are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.critic import features, frechet_distance
+from evaluation.masked import Result
+from evaluation.scales import for_critic
+from shared.decoding.continuous import TRANSPORT
+from shared.models.critic import Critic
+
+# MAR's README: FID-50K of MAR-H (the cloud there) and MAR-B (the device there), 256 steps, guided. CSpD's
+# abstract: speed-up of the wall time at most; MAR-H's passes follow from its settings (window 4, prefix 5 %).
+FULL, SMALL, CSPD = "1.00, FID 1.55 (MAR-H)", "FID 2.31 (MAR-B)", "up to 2.33; 74 of 256 passes"
+_HEAD = (
+    "row", "passes", "rounds", "stand", "bound", "from the rival", "bytes up", "bytes down", "cloud ms",
+    "device ms", "total ms", "speed-up", "FD-emoji", "published: speed-up",
+)  # fmt: skip
+
+
+def distances(
+    results: Sequence[Result], critic: Critic | None, wanted: NDArray[np.uint8] | None
+) -> list[str]:
+    """FD-emoji of each row against the reference; "-" without a critic."""
+    if critic is None or wanted is None:
+        return ["-"] * len(results)
+    aim = features(critic, for_critic(wanted))
+    found = [features(critic, for_critic(result.pixels_NHW3)) for result in results]
+    return [f"{frechet_distance(drawn, aim):.2f}" for drawn in found]
+
+
+def markdown(results: Sequence[Result], fd: Sequence[str]) -> str:
+    """One line a row. `stand`: share of the judged tokens that stood. `bound`: how far a token that stands is
+    from the cloud's own on average, at most. `from the rival`: mean distance of a token from that of the
+    cloud alone in as many steps, with the same noise."""
+    lines = [_line(result, results, distance) for result, distance in zip(results, fd, strict=True)]
+    ruled = [_HEAD, ["---"] + ["--:"] * (len(_HEAD) - 1), *lines]
+    return "".join("| " + " | ".join(line) + " |\n" for line in ruled)
+
+
+def _line(result: Result, results: Sequence[Result], distance: str) -> list[str]:
+    policy, stood = result.row.policy, result.share()
+    bound = f"{TRANSPORT * policy.masking.tolerance:.2f}" if policy.mode == "cspd" else ""
+    counts = [f"{result.median(field):.0f}" for field in ("cloud_forwards", "rounds")]
+    size = [f"{result.median(field):.0f}" for field in ("bytes_up", "bytes_down")]
+    times = [f"{1000 * result.median(field):.0f}" for field in ("cloud_s", "device_s", "total_s")]
+    speed = f"{results[0].median('total_s') / result.median('total_s'):.2f}"
+    stand = "" if stood is None else f"{stood:.1%}"
+    told = [*counts, stand, bound, _from_rival(result, results), *size, *times, speed, distance]
+    return [result.row.name, *told, _published(result, results[0])]
+
+
+def _from_rival(result: Result, results: Sequence[Result]) -> str:
+    steps = result.row.policy.masking.steps
+    if result.row.policy.masking.clip:
+        return ""
+    rival = next(
+        (
+            other
+            for other in results
+            if other.row.policy.mode == "cloud-only" and other.row.policy.masking.steps == steps
+        ),
+        None,
+    )
+    return "" if rival is None else f"{result.distance(rival):.2f}"
+
+
+def _published(result: Result, first: Result) -> str:
+    if result is first:
+        return FULL
+    return {"published": CSPD, "device-only": SMALL}.get(result.row.policy.mode, "")
