@@ -7,9 +7,10 @@ from shared.messages import Draft, Verdict
 
 
 class Answers:
-    """By round."""
+    """By round; the last `most` of them, where one takes much room. None: all."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
         self._verdicts: dict[int, tuple[int, Verdict]] = {}
 
     def given(self, draft: Draft) -> Verdict | None:
@@ -26,4 +27,6 @@ class Answers:
     def keep(self, draft: Draft, verdict: Verdict) -> Verdict:
         """Remember and return it."""
         self._verdicts[draft.round] = (draft.base, verdict)
+        if self._most is not None and len(self._verdicts) > self._most:
+            del self._verdicts[min(self._verdicts)]
         return verdict

@@ -242,6 +242,15 @@ def _load_scales(flags: Flags) -> tuple[Served, int]:
     return load_scale_cloud(flags.model, flags.models.expanduser()), sessions
 
 
+def _load_steps(flags: Flags) -> tuple[Served, int]:
+    """The same for a model that denoises step by step."""
+    from cloud_server import step_desk
+    from shared.models.by_step import load_step_cloud
+
+    sessions = _plain_sessions(flags, step_desk.need)
+    return load_step_cloud(flags.model, flags.models.expanduser()), sessions
+
+
 def _load_masked(flags: Flags) -> tuple[Served, int]:
     """The same for a model of continuous tokens."""
     from cloud_server import masked_desk
@@ -269,7 +278,11 @@ def _plain_sessions(flags: Flags, need: Callable[[Path], Need]) -> int:
 
 
 # By family; every other one draws token after token.
-_LOADERS: dict[str, Callable[[Flags], tuple[Served, int]]] = {"var": _load_scales, "mar": _load_masked}
+_LOADERS: dict[str, Callable[[Flags], tuple[Served, int]]] = {
+    "var": _load_scales,
+    "dit": _load_steps,
+    "mar": _load_masked,
+}
 
 
 def _version() -> str:

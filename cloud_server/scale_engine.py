@@ -69,7 +69,7 @@ class ScaleSession:
         if (begin, end) not in zip(config.offsets, config.offsets[1:], strict=False):
             what = f"the span goes from {begin} to {end}"
             raise InvalidDraft(what, f"allowed: one whole scale; they begin at {config.offsets}")
-        extras = (draft.features, draft.proposal, draft.behind)
+        extras = (draft.features, draft.proposal, draft.behind, draft.steps)
         if any(extra is not None for extra in extras) or len(draft.parents):
             raise InvalidDraft("the draft is of another kind of model", "a scale has tokens and marks alone")
 

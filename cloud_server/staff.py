@@ -13,16 +13,19 @@ from cloud_server.masked_engine import MaskedEngine
 from cloud_server.scale_desk import ScaleDesk
 from cloud_server.scale_engine import ScaleEngine
 from cloud_server.scheduler import Scheduler
+from cloud_server.step_desk import StepDesk
+from cloud_server.step_engine import StepEngine
 from cloud_server.telemetry import Telemetry
 from shared.messages import ModelInfo
 from shared.models.by_mask import MaskedCloud
 from shared.models.by_scale import ScaleCloud
+from shared.models.by_step import StepCloud
 from shared.models.zoo import CloudModel
 
 if TYPE_CHECKING:
     from cloud_server.server import Settings
 
-Served = CloudModel | ScaleCloud | MaskedCloud
+Served = CloudModel | ScaleCloud | StepCloud | MaskedCloud
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ def _scales(cloud: ScaleCloud, settings: Settings, telemetry: Telemetry) -> Staf
     return Staff(ScaleDesk(engine, telemetry, settings.pace.limit_s), engine.info)
 
 
+def _steps(cloud: StepCloud, settings: Settings, telemetry: Telemetry) -> Staff:
+    engine = StepEngine(cloud, settings.max_sessions)
+    return Staff(StepDesk(engine, telemetry, settings.pace.limit_s), engine.info)
+
+
 def _masked(cloud: MaskedCloud, settings: Settings, telemetry: Telemetry) -> Staff:
     engine = MaskedEngine(cloud, settings.max_sessions)
     return Staff(MaskedDesk(engine, telemetry, settings.pace.limit_s), engine.info)
@@ -59,6 +67,7 @@ def _masked(cloud: MaskedCloud, settings: Settings, telemetry: Telemetry) -> Sta
 _STAFF: Mapping[type, Callable[[Any, Settings, Telemetry], Staff]] = {
     CloudModel: _tokens,
     ScaleCloud: _scales,
+    StepCloud: _steps,
     MaskedCloud: _masked,
 }
 

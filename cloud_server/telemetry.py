@@ -115,7 +115,8 @@ class Telemetry:
             position = str(place) if place < POSITIONS else f"{POSITIONS}+"
             self._judged_at.labels(position).inc()
             self._accepted_at.labels(position).inc(place < accepted)
-        self._watch.draft(judged, accepted)
+        if judged:  # models by steps ask, and leave nothing to judge
+            self._watch.draft(judged, accepted)
 
     def turn(self, seconds: float) -> None:
         """The next draft came so long after the verdict."""

@@ -156,7 +156,8 @@ def plans_of(studio: Studio, wish: Wish, pictures: int) -> list[Plan]:
 def add_routes(app: FastAPI, studio: Studio) -> None:
     """POST /generate, GET and DELETE /jobs/{job_id}."""
     handlers = Generation(studio)
-    answers: dict[int | str, dict[str, Any]] = {code: {"model": Failed} for code in (409, 422, 429, 500, 503)}
+    codes = (400, 409, 422, 429, 500, 503)
+    answers: dict[int | str, dict[str, Any]] = {code: {"model": Failed} for code in codes}
     events = {"schema": {"type": "string"}, "example": 'event: done\ndata: {"id":"0f..."}\n\n'}
     answers[200] = {"model": Answer, "content": {"image/png": {}, "text/event-stream": events}}
     draw = handlers.generate

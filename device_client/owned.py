@@ -6,16 +6,17 @@ From this a lost session is rebuilt. What the cloud says is checked here before 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from shared.continuous import Values
+from shared.decoding.denoising import JUDGEMENT
 from shared.decoding.scales import VERDICTS
 from shared.decoding.tree import is_walk
 from shared.errors import CiarError
-from shared.messages import Draft, Features, Open, Opened, Tokens, Verdict, no_tokens
+from shared.messages import Draft, Features, Open, Opened, Output, Tokens, Verdict, no_tokens
 
 
 class Owned:
@@ -115,6 +116,39 @@ class OwnedScales(Owned):
         self._check_ids(tokens)
 
 
+class OwnedSteps(Owned):
+    """One image of a model by steps: its latent is with every round that waits for an answer, so a session is
+    rebuilt by sending that one again, whole."""
+
+    _begun = False
+
+    def order(self) -> Open:
+        """What begins a session that goes on from here: without a prefix, once there was one."""
+        return replace(self._order, prefix_tokens=0) if self._begun else self._order
+
+    def begin(self, opened: Opened) -> None:
+        """A session is there. Raises CiarError for a prefix that cannot be."""
+        prefix = 0 if self._begun else self._order.prefix_tokens
+        self._check_output(opened.output, prefix)
+        self._begun = True
+        if self.pending and (steps := self.pending[0].steps) is not None:
+            self.pending[0] = replace(self.pending[0], steps=replace(steps, known=False))
+
+    def settle(self, verdict: Verdict) -> None:
+        """The answer to the pending round. Raises CiarError for what cannot be one."""
+        draft, steps = self.pending[0], self.pending[0].steps
+        if verdict.round != draft.round or verdict.accepted or verdict.drawn or steps is None:
+            raise _nonsense(f"round {verdict.round} with {verdict.accepted} tokens accepted")
+        self._check_output(verdict.output, steps.count)
+        self.pending.popleft()
+
+    def _check_output(self, output: Output | None, count: int) -> None:
+        if (output is None) != (count == 0):
+            raise _nonsense(f"{'no' if output is None else 'an'} output to {count} steps")
+        if output is not None and (output.state is None) != (count == 1):
+            raise _nonsense(f"{'no' if output.state is None else 'a'} latent to {count} steps")
+
+
 class OwnedValues(Owned):
     """One image of a model of continuous tokens."""
 
@@ -162,11 +196,14 @@ class OwnedValues(Owned):
             raise _nonsense(f"tokens of {kept.values.shape[1]} numbers")
 
 
+_OWNED: Mapping[str, type[Owned]] = {**dict.fromkeys(VERDICTS, OwnedScales), JUDGEMENT: OwnedSteps}
+
+
 def owned(order: Open) -> Owned:
     """Nothing but what the order resumes."""
     if order.masking is not None:
         return OwnedValues(order)
-    return (OwnedScales if order.acceptance in VERDICTS else Owned)(order)
+    return _OWNED.get(order.acceptance, Owned)(order)
 
 
 def _nonsense(what: str) -> CiarError:

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfi
 
 from evaluation.verbs.auroc import Auroc
 from evaluation.verbs.bench import Bench
+from evaluation.verbs.diffusion import Diffusion
 from evaluation.verbs.features import Features
 from evaluation.verbs.link import Link, LinkCheck
 from evaluation.verbs.machine import DeviceSpeed, EngineSpeed, Memory
@@ -52,6 +53,7 @@ class EvalApp(BaseSettings):
     replay: CliSubCommand[Replay]
     sheet: CliSubCommand[Sheet]
     scales: CliSubCommand[Scales]
+    diffusion: CliSubCommand[Diffusion]
     masked: CliSubCommand[Masked]
     link: CliSubCommand[Link]
     link_check: CliSubCommand[LinkCheck]

@@ -93,6 +93,14 @@ def steps(sample: Sample) -> Figure | None:
     return exactly(float(tokens.sum() / forwards.sum())) if forwards.sum() else None
 
 
+def per_cloud_second(sample: Sample) -> Figure | None:
+    """Images for a second of the cloud's model: what one server can sustain; none where it did nothing."""
+    cloud_s = sample.counter("cloud_s")
+    if not cloud_s.sum():
+        return None
+    return bootstrap(lambda picks: float(1 / max(cloud_s[picks].mean(), 1e-9)), len(cloud_s))
+
+
 def communication_s(record: Record, profile: Profile) -> float:
     """The paper's accounting: `delay + size / rate` for every message, the opening pair included.
 
@@ -203,6 +211,7 @@ IDENTICAL = Column("identical %", identical, 0, scale=100)
 DIFFERING = Column("differ %", differing, scale=100, interval=True)
 SECONDS = Column("seconds", seconds, 2, timed=True)
 CLOUD_SECONDS = Column("cloud s", _mean("cloud_s"), 2, timed=True)
+PER_CLOUD_SECOND = Column("images / cloud s", per_cloud_second, 2, timed=True)
 ROUNDS = Column("rounds", _mean("rounds"))
 BYTES_UP = Column("up B", _mean("bytes_up"), 0)
 BYTES_DOWN = Column("down B", _mean("bytes_down"), 0)

@@ -61,7 +61,7 @@ MAIN = TableSpec(
     ),
     (
         c.SPEED_UP, c.STEPS, c.CALLS, c.LOCAL, c.ACCEPTED, c.IDENTICAL, c.DIFFERING, c.SECONDS,
-        c.CLOUD_SECONDS, c.BYTES_UP, c.BYTES_DOWN,
+        c.CLOUD_SECONDS, c.PER_CLOUD_SECOND, c.BYTES_UP, c.BYTES_DOWN,
     ),
     SPEED,
     (

@@ -18,6 +18,7 @@ from shared.decoding.warp import Warp
 
 Tokens = NDArray[np.int32]
 Marks = NDArray[np.bool_]
+Latent = NDArray[np.float16] | NDArray[np.float32]  # of a model by steps; its dtype is that of the order
 MAX_FORWARDS = 8  # runs of the cloud model that one draft may cost
 ALONE = ("", "jacobi", "sjd", "rows")  # how the cloud draws by itself; "": one token a run
 
@@ -61,6 +62,46 @@ class Patch:
     tokens: Tokens
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How an image of a model by steps is denoised.
+
+    sampler     a name in shared.decoding.denoising.SAMPLERS
+    spacing     which of the original steps are kept, as shared.decoding.diffusion.spaced takes it
+    precision   "fp16" or "fp32": of every latent that travels; both sides go on from the rounded values
+    projection  digest of the device's projection of the cloud's hidden state; "": outputs without features
+    """
+
+    sampler: str
+    spacing: str
+    precision: str
+    projection: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """What a draft asks of a model by steps: so many steps from its base on, where the latent
+    [C, H, W] is `state`.
+
+    known  the cloud's own latent is that very state: it need not travel
+    """
+
+    count: int
+    state: Latent | None
+    known: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a model by steps said at the last of some steps: the guided noise [C, H, W] and, where they were
+    asked for, the place of the variance [C, H, W], features fp16 [N, d_f], and the latent it looked at."""
+
+    noise: Latent
+    spread: Latent | None = None
+    features: NDArray[np.float16] | None = None
+    state: Latent | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Open:
     """Device -> cloud: begin (or resume) one image.
@@ -86,6 +127,7 @@ class Open:
     relaxation: Relaxation | None = None  # of `relaxed` acceptance; None for any other
     alone: str = ""  # one of ALONE: how the cloud draws the prefix
     window: int = 0  # of `alone`: tokens per run, or columns a row is behind the one above it
+    sampling: Sampling | None = None  # of a model by steps; None for any other
     masking: Masking | None = None  # of a model of continuous tokens; None for any other
     resume_values: Values | None = None  # its `resume`
 
@@ -105,6 +147,7 @@ class Opened:
     cloud_forwards: int  # spent on the prefix
     cloud_s: float  # seconds of model time spent on the prefix
     by_scale: bool = False  # the model draws scale by scale: tokens may travel packed
+    output: Output | None = None  # of a model by steps: at the last step of the prefix
     values: Values | None = None  # of a model of continuous tokens: what `prefix` is to others
 
 
@@ -121,6 +164,7 @@ class Draft:
     parents   of a tree: node i of the span hangs from node parents[i] - 1, or from the token before the span
               where that is 0; parents come before children. Empty: the span is a chain
     bad       of a model by scales, whose span is one scale: places the device doubts, [K]; None for any other
+    steps     of a model by steps, whose span is empty and whose base counts steps; None for any other
     continuous  of a model of continuous tokens, whose span is empty; None for any other
     """
 
@@ -133,6 +177,7 @@ class Draft:
     behind: int | None = None
     parents: Tokens = field(default_factory=no_tokens)
     bad: Marks | None = None
+    steps: Steps | None = None
     continuous: Continuous | None = None
 
     @property
@@ -175,6 +220,7 @@ class Verdict:
     stale    a pipelined draft whose assumption failed: nothing was judged, nothing was spent
     path     of a tree: its nodes that stand, from the root on; there are `accepted` of them
     patch    of a model by scales: `accepted` counts the span tokens outside of it; None for any other model
+    output   of a model by steps: what it said at the last step asked about; None for any other model
     kept     of a model of continuous tokens, where `accepted` counts what stands; None for any other model
     """
 
@@ -188,6 +234,7 @@ class Verdict:
     stale: bool = False
     path: Tokens = field(default_factory=no_tokens)
     patch: Patch | None = None
+    output: Output | None = None
     kept: Kept | None = None
 
     @property
@@ -222,6 +269,7 @@ class ModelInfo:
     image_tokens: int  # T
     feature_width: int  # d_f
     scales: tuple[int, ...] = ()  # side of each map of a model by scales
+    latent: tuple[int, ...] = ()  # C, H, W of a model by steps
     token_width: int = 0  # C of a model of continuous tokens
 
 

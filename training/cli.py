@@ -32,6 +32,7 @@ from training.gate import GateRun, fit_model, gate_prompts
 from training.masked_verbs import MarBase, MarDevice, MarVae
 from training.presets import PRESETS
 from training.scale_verbs import VarBase, VarDevice, VarTokenizer
+from training.step_verbs import DitBase, DitDevice
 from training.tokenizer import TokenizerRun, TokenizerTrainer
 from training.verbs import Ablate, Bridge, Device, PlacedRun, Run, train_at, train_base
 
@@ -183,7 +184,8 @@ class Cutting(BaseModel):
 
 class TrainApp(BaseSettings):
     """Train the models of CIAR (artwork, tokenizer, base, device, gate, bridge, ablate, critic, bundle;
-    var-tokenizer, var-base, var-device; mar-vae, mar-base, mar-device), or convert published ones.
+    var-tokenizer, var-base, var-device; dit-base, dit-device; mar-vae, mar-base, mar-device), or convert
+    published ones.
 
     Example: ciar-train tokenizer --data artwork --out runs/tokenizer
     """
@@ -205,6 +207,8 @@ class TrainApp(BaseSettings):
     var_tokenizer: CliSubCommand[VarTokenizer]
     var_base: CliSubCommand[VarBase]
     var_device: CliSubCommand[VarDevice]
+    dit_base: CliSubCommand[DitBase]
+    dit_device: CliSubCommand[DitDevice]
     mar_vae: CliSubCommand[MarVae]
     mar_base: CliSubCommand[MarBase]
     mar_device: CliSubCommand[MarDevice]
@@ -218,9 +222,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {wrong_values(error.errors())}", file=sys.stderr)
         return 2
-    trained = Tokenizer | Base | Device | Gate | Bridge | Critic | VarTokenizer | VarBase | VarDevice
-    trained |= MarVae | MarBase | MarDevice
-    assert isinstance(verb, trained | Artwork | Bundle | Convert | Cutting)
+    trained = Tokenizer | Base | Device | Gate | Bridge | Critic
+    others = VarTokenizer | VarBase | VarDevice | DitBase | DitDevice | MarVae | MarBase | MarDevice
+    assert isinstance(verb, trained | others | Artwork | Bundle | Convert | Cutting)
     if not isinstance(verb, Artwork):
         torch.set_num_threads(verb.threads)
     try:

@@ -85,7 +85,7 @@ HANDED = (
 VARIED = CaptionRange(grammar="varied", article=0.7, alias=0.35)
 FIRST_SCENES = SceneRange(sizes=(112, 112, 98, 91))
 EVERYDAY_SCENES = SceneRange(
-    sizes=(112, 104, 96), never_mirrored=HANDED, white=0.4, colours=tuple(COLOURS), held_colours=0.05,
+    sizes=(112, 112, 112, 98), never_mirrored=HANDED, white=0.4, colours=tuple(COLOURS), held_colours=0.05,
     captions=VARIED,
 )  # fmt: skip
 ALL_SCENES = SceneRange(

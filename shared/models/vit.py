@@ -91,7 +91,11 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, cond_BD: Tensor) -> Tensor:
         """[B, D] or [B, T, D] -> the same with `out` numbers; one condition [B, D] a row."""
+        out: Tensor = self.linear(self.normed(x, cond_BD))
+        return out
+
+    def normed(self, x: Tensor, cond_BD: Tensor) -> Tensor:
+        """What the linear map is given: the shape of `x`."""
         signals = self.adaLN_modulation(cond_BD)
         shift, scale = (signals if x.ndim == 2 else signals[:, None]).chunk(2, dim=-1)
-        out: Tensor = self.linear(modulated(plain_norm(x), shift, scale))
-        return out
+        return modulated(plain_norm(x), shift, scale)

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from shared.decoding.scales import VERDICTS
 from shared.errors import CiarError, InvalidDraft, InvalidPrompt, InvalidRequest
 from shared.messages import Draft, Finish, ModelInfo, Open, Opened, ServerInfo, Usage, Verdict
-from shared.wire import continuous, failures, settings, tensors
+from shared.wire import continuous, failures, latents, settings, tensors
 from shared.wire.pb import ciar_pb2 as pb
 
 PROTOCOL_VERSION = 1
@@ -44,6 +44,7 @@ def encode_open(message: Open) -> pb.GenerateRequest:
             relaxation=settings.encode_relaxation(message.relaxation),
             alone=message.alone,
             window=message.window,
+            sampling=latents.encode_sampling(message.sampling),
             masking=continuous.encode_masking(message.masking),
             resume_values=tensors.encode_matrix(message.resume_values),
         )
@@ -64,6 +65,7 @@ def encode_draft(message: Draft) -> pb.GenerateRequest:
             behind=message.behind,
             parents=tensors.encode_tokens(message.parents),
             bad=tensors.encode_bad(message.bad),
+            steps=latents.encode_steps(message.steps),
             continuous=continuous.encode_span(message.continuous),
         )
     )
@@ -105,6 +107,7 @@ def _decode_open(message: pb.Open) -> Open:
         relaxation=settings.decode_relaxation(message),
         alone=message.alone,
         window=message.window,
+        sampling=latents.decode_sampling(message),
         masking=continuous.decode_masking(message),
         resume_values=continuous.decode_values(message, "resume_values", InvalidRequest),
     )
@@ -112,8 +115,8 @@ def _decode_open(message: pb.Open) -> Open:
 
 def _decode_draft(message: pb.Draft) -> Draft:
     span = tensors.decode_tokens(message, "span", InvalidDraft)
-    drafted = continuous.decode_span(message)
-    if not len(span) and drafted is None:
+    steps, drafted = latents.decode_steps(message), continuous.decode_span(message)
+    if not len(span) and steps is None and drafted is None:
         raise InvalidDraft("the span has 0 tokens", "a draft needs at least 1")
     catch_up = tensors.decode_tokens(message, "catch_up", InvalidDraft)
     return Draft(
@@ -126,6 +129,7 @@ def _decode_draft(message: pb.Draft) -> Draft:
         behind=message.behind if message.HasField("behind") else None,
         parents=tensors.decode_tokens(message, "parents", InvalidDraft),
         bad=tensors.decode_bad(message, len(span)) if message.bad else None,
+        steps=steps,
         continuous=drafted,
     )
 
@@ -180,6 +184,7 @@ def _encode_opened(message: Opened) -> pb.Opened:
         prefix=tensors.encode_tokens(message.prefix, by_scale=message.by_scale),
         cloud_forwards=message.cloud_forwards,
         cloud_us=_microseconds(message.cloud_s),
+        output=latents.encode_output(message.output),
         values=tensors.encode_matrix(message.values),
     )
 
@@ -191,6 +196,7 @@ def _decode_opened(message: pb.Opened) -> Opened:
         prefix=tensors.decode_tokens(message, "prefix", CiarError),
         cloud_forwards=message.cloud_forwards,
         cloud_s=message.cloud_us / 1e6,
+        output=latents.decode_output(message),
         values=continuous.decode_values(message, "values", CiarError),
     )
 
@@ -207,6 +213,7 @@ def _encode_verdict(message: Verdict) -> pb.Verdict:
         stale=message.stale,
         path=tensors.encode_tokens(message.path),
         patch=tensors.encode_patch(message.patch),
+        output=latents.encode_output(message.output),
         kept=continuous.encode_kept(message.kept),
     )
 
@@ -223,6 +230,7 @@ def _decode_verdict(message: pb.Verdict) -> Verdict:
         stale=message.stale,
         path=tensors.decode_tokens(message, "path", CiarError),
         patch=tensors.decode_patch(message),
+        output=latents.decode_output(message),
         kept=continuous.decode_kept(message),
     )
 
@@ -266,6 +274,7 @@ def encode_info(info: ServerInfo) -> pb.GetInfoResponse:
                 image_tokens=model.image_tokens,
                 feature_width=model.feature_width,
                 scales=model.scales,
+                latent=model.latent,
                 token_width=model.token_width,
             )
             for model in info.models
@@ -289,6 +298,7 @@ def decode_info(info: pb.GetInfoResponse) -> ServerInfo:
                 image_tokens=model.image_tokens,
                 feature_width=model.feature_width,
                 scales=tuple(model.scales),
+                latent=tuple(model.latent),
                 token_width=model.token_width,
             )
             for model in info.models

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from shared.decoding.scales import packed, unpacked
 from shared.errors import CiarError, InvalidDraft, InvalidRequest
-from shared.messages import Features, Marks, Patch, Proposal, Tokens, no_tokens
+from shared.messages import Features, Latent, Marks, Patch, Proposal, Tokens, no_tokens
 from shared.wire.pb import ciar_pb2 as pb
 
 Refusal = type[CiarError]
@@ -26,6 +26,7 @@ _NUMPY: dict[int, np.dtype[Any]] = {
     pb.DTYPE_INT32: np.dtype("<i4"),
     pb.DTYPE_INT8: np.dtype("i1"),
     pb.DTYPE_FLOAT16: np.dtype("<f2"),
+    pb.DTYPE_FLOAT32: np.dtype("<f4"),
 }
 _LARGEST_UINT16 = 0xFFFF
 _UINT12 = 1 << 12  # ids below this fit
@@ -45,6 +46,7 @@ _CODES = _Form(2, (pb.DTYPE_INT8,))
 _SCALE = _Form(1, (pb.DTYPE_FLOAT16,))
 _PROPOSAL_IDS = _Form(2, (pb.DTYPE_UINT16, pb.DTYPE_INT32))
 _PROBABILITIES = _Form(2, (pb.DTYPE_FLOAT16,))
+_LATENT = _Form(3, (pb.DTYPE_FLOAT16, pb.DTYPE_FLOAT32))
 
 
 def encode_tokens(tokens: Tokens, *, by_scale: bool = False) -> pb.Tensor | None:
@@ -146,6 +148,20 @@ def decode_proposal(draft: pb.Draft, span: int) -> Proposal | None:
     allowed = np.isfinite(probabilities) & (probabilities >= 0)
     _require(allowed, probabilities, "Proposal.probabilities", "finite values of at least 0", InvalidDraft)
     return Proposal(ids=ids, probabilities=probabilities)
+
+
+def encode_latent(latent: Latent | None) -> pb.Tensor | None:
+    """A latent [C, H, W] in the dtype it has; None (an absent field) if there is none."""
+    if latent is None:
+        return None
+    return _encode(latent, pb.DTYPE_FLOAT16 if latent.dtype == np.float16 else pb.DTYPE_FLOAT32)
+
+
+def decode_latent(message: Message, field: str, refuse: Refusal) -> Latent:
+    """fp16 or fp32 [C, H, W], finite, from a Tensor field of `message`."""
+    latent: Latent = _decode(message, field, _LATENT, refuse)
+    _require(np.isfinite(latent), latent, _name(message, field), "finite values", refuse)
+    return latent
 
 
 def encode_matrix(matrix: NDArray[np.float16] | None) -> pb.Tensor | None:

@@ -221,6 +221,10 @@ def test_columns_are_the_methods_counters() -> None:
     assert columns.identical(sample).value == 0.5 and columns.differing(sample).value == 0.25
     assert columns.measured_share(sample).value == pytest.approx((0.2 + 0.4) / 3.0)
     assert columns.distance(sample) is None and columns.score(sample) is None
+    idle = Sample((record(counters=replace(COUNTERS, cloud_s=0.0)),), (record(),))
+    assert columns.per_cloud_second(idle) is None
+    sustained = columns.per_cloud_second(sample)
+    assert sustained is not None and sustained.value == pytest.approx(1 / COUNTERS.cloud_s)
 
 
 def test_communication_is_counted_as_the_paper_counts() -> None:

@@ -30,6 +30,7 @@ class DiTConfig:
 
     side            of the latent
     learned_spread  the output has v, the place of the variance, behind the noise
+    guided          so many channels of the noise are guided; the others keep the noise of their own row
     """
 
     depth: int
@@ -41,6 +42,7 @@ class DiTConfig:
     side: int
     classes: int
     learned_spread: bool = True
+    guided: int = GUIDED
 
     def __post_init__(self) -> None:
         if self.side % self.patch or self.dim % self.heads:
@@ -121,20 +123,42 @@ class DiTModel(nn.Module):
 
     def forward(self, x_BCHH: Tensor, step_B: Tensor, labels_B: Tensor) -> Tensor:
         """[B, 2C, H, H] (C without a learned spread), fp32; `step_B` are original steps."""
-        x_BTO = self.final_layer(*self.hidden(x_BCHH, step_B, labels_B)).float()
-        count, patch = self.config.side // self.config.patch, self.config.patch
-        cells = x_BTO.unflatten(2, (patch, patch, -1)).unflatten(1, (count, count))
-        out: Tensor = cells.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-        return out
+        return self.read(*self.hidden(x_BCHH, step_B, labels_B))
+
+    def read(self, x_BTD: Tensor, c_BD: Tensor) -> Tensor:
+        """The output of what `hidden` gave."""
+        return unpatched(self.final_layer(x_BTD, c_BD).float(), self.config)
+
+    def denoised(
+        self, x_BCHH: Tensor, step_B: Tensor, labels_B: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """What a sampler needs: guided outputs [B, ...] and the last hidden states [B, T, D] of the classes;
+        guidance 1 is the class's own row, and costs no other."""
+        rows = 1 if scale == 1 else 2
+        nothing_B = torch.full_like(labels_B, self.config.classes)
+        labels_R = torch.cat([labels_B, nothing_B][:rows])
+        x_RTD, c_RD = self.hidden(x_BCHH.repeat(rows, 1, 1, 1), step_B.repeat(rows), labels_R)
+        out, kept = self.read(x_RTD, c_RD), x_RTD[: len(x_BCHH)]
+        return (out if rows == 1 else self._guide(out, scale)[: len(x_BCHH)]), kept
 
     def guided(self, x_BCHH: Tensor, step_B: Tensor, labels_B: Tensor, scale: float) -> Tensor:
-        """Outputs [2B, ...] of the classes, then of no class. The first three channels are guided, equally in
-        both halves; everything else is each half's own. A sampler needs the first half alone."""
+        """Outputs [2B, ...] of the classes, then of no class. The guided channels are equal in both halves;
+        everything else is each half's own. A sampler needs the first half alone: see `denoised`."""
         nothing_B = torch.full_like(labels_B, self.config.classes)
         out = self(x_BCHH.repeat(2, 1, 1, 1), step_B.repeat(2), torch.cat([labels_B, nothing_B]))
-        cond, uncond = out[:, :GUIDED].chunk(2)
+        return self._guide(out, scale)
+
+    def _guide(self, out: Tensor, scale: float) -> Tensor:
+        cond, uncond = out[:, : self.config.guided].chunk(2)
         eps = uncond + scale * (cond - uncond)
-        return torch.cat([eps.repeat(2, 1, 1, 1), out[:, GUIDED:]], 1)
+        return torch.cat([eps.repeat(2, 1, 1, 1), out[:, self.config.guided :]], 1)
+
+
+def unpatched(x_BTO: Tensor, config: DiTConfig) -> Tensor:
+    """[B, T, p * p * O] -> [B, O, H, H]; in a patch row, column, channel."""
+    count, patch = config.side // config.patch, config.patch
+    cells = x_BTO.reshape(len(x_BTO), count, count, patch, patch, -1)
+    return cells.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def position_table(dim: int, count: int) -> Tensor:

@@ -28,6 +28,7 @@ class Dtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DTYPE_INT8: _ClassVar[Dtype]
     DTYPE_FLOAT16: _ClassVar[Dtype]
     DTYPE_UINT12: _ClassVar[Dtype]
+    DTYPE_FLOAT32: _ClassVar[Dtype]
 ERROR_CODE_UNSPECIFIED: ErrorCode
 ERROR_CODE_INTERNAL: ErrorCode
 ERROR_CODE_INVALID_REQUEST: ErrorCode
@@ -44,6 +45,7 @@ DTYPE_INT32: Dtype
 DTYPE_INT8: Dtype
 DTYPE_FLOAT16: Dtype
 DTYPE_UINT12: Dtype
+DTYPE_FLOAT32: Dtype
 
 class GenerateRequest(_message.Message):
     __slots__ = ("open", "draft", "finish")
@@ -68,7 +70,7 @@ class GenerateResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "cloud_digest", "codebook_size", "prompt", "seed", "warp", "prefix_tokens", "acceptance", "resume", "resume_features", "guesses", "max_forwards", "alone", "window", "relaxation", "masking", "resume_values")
+    __slots__ = ("model", "cloud_digest", "codebook_size", "prompt", "seed", "warp", "prefix_tokens", "acceptance", "resume", "resume_features", "guesses", "max_forwards", "alone", "window", "relaxation", "sampling", "masking", "resume_values")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CLOUD_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CODEBOOK_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +86,7 @@ class Open(_message.Message):
     ALONE_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     RELAXATION_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
     MASKING_FIELD_NUMBER: _ClassVar[int]
     RESUME_VALUES_FIELD_NUMBER: _ClassVar[int]
     model: str
@@ -101,9 +104,22 @@ class Open(_message.Message):
     alone: str
     window: int
     relaxation: Relaxation
+    sampling: Sampling
     masking: Masking
     resume_values: Tensor
-    def __init__(self, model: _Optional[str] = ..., cloud_digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., prompt: _Optional[str] = ..., seed: _Optional[int] = ..., warp: _Optional[_Union[Warp, _Mapping]] = ..., prefix_tokens: _Optional[int] = ..., acceptance: _Optional[str] = ..., resume: _Optional[_Union[Tensor, _Mapping]] = ..., resume_features: _Optional[_Union[Features, _Mapping]] = ..., guesses: _Optional[bool] = ..., max_forwards: _Optional[int] = ..., alone: _Optional[str] = ..., window: _Optional[int] = ..., relaxation: _Optional[_Union[Relaxation, _Mapping]] = ..., masking: _Optional[_Union[Masking, _Mapping]] = ..., resume_values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., cloud_digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., prompt: _Optional[str] = ..., seed: _Optional[int] = ..., warp: _Optional[_Union[Warp, _Mapping]] = ..., prefix_tokens: _Optional[int] = ..., acceptance: _Optional[str] = ..., resume: _Optional[_Union[Tensor, _Mapping]] = ..., resume_features: _Optional[_Union[Features, _Mapping]] = ..., guesses: _Optional[bool] = ..., max_forwards: _Optional[int] = ..., alone: _Optional[str] = ..., window: _Optional[int] = ..., relaxation: _Optional[_Union[Relaxation, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., masking: _Optional[_Union[Masking, _Mapping]] = ..., resume_values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("sampler", "spacing", "dtype", "projection")
+    SAMPLER_FIELD_NUMBER: _ClassVar[int]
+    SPACING_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_FIELD_NUMBER: _ClassVar[int]
+    sampler: str
+    spacing: str
+    dtype: Dtype
+    projection: str
+    def __init__(self, sampler: _Optional[str] = ..., spacing: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., projection: _Optional[str] = ...) -> None: ...
 
 class Masking(_message.Message):
     __slots__ = ("steps", "head_steps", "schedule", "tolerance", "clip")
@@ -142,7 +158,7 @@ class Warp(_message.Message):
     def __init__(self, guidance: _Optional[float] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ...) -> None: ...
 
 class Draft(_message.Message):
-    __slots__ = ("round", "base", "span", "catch_up", "features", "proposal", "behind", "parents", "bad", "continuous")
+    __slots__ = ("round", "base", "span", "catch_up", "features", "proposal", "behind", "parents", "bad", "steps", "continuous")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     SPAN_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +168,7 @@ class Draft(_message.Message):
     BEHIND_FIELD_NUMBER: _ClassVar[int]
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     BAD_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     CONTINUOUS_FIELD_NUMBER: _ClassVar[int]
     round: int
     base: int
@@ -162,8 +179,17 @@ class Draft(_message.Message):
     behind: int
     parents: Tensor
     bad: bytes
+    steps: Steps
     continuous: Continuous
-    def __init__(self, round: _Optional[int] = ..., base: _Optional[int] = ..., span: _Optional[_Union[Tensor, _Mapping]] = ..., catch_up: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., behind: _Optional[int] = ..., parents: _Optional[_Union[Tensor, _Mapping]] = ..., bad: _Optional[bytes] = ..., continuous: _Optional[_Union[Continuous, _Mapping]] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., base: _Optional[int] = ..., span: _Optional[_Union[Tensor, _Mapping]] = ..., catch_up: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., behind: _Optional[int] = ..., parents: _Optional[_Union[Tensor, _Mapping]] = ..., bad: _Optional[bytes] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., continuous: _Optional[_Union[Continuous, _Mapping]] = ...) -> None: ...
+
+class Steps(_message.Message):
+    __slots__ = ("count", "state")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    state: Tensor
+    def __init__(self, count: _Optional[int] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Continuous(_message.Message):
     __slots__ = ("values", "conditions", "log_std", "log_std_before")
@@ -182,23 +208,37 @@ class Finish(_message.Message):
     def __init__(self) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "image_tokens", "prefix", "cloud_forwards", "cloud_us", "values")
+    __slots__ = ("session", "image_tokens", "prefix", "cloud_forwards", "cloud_us", "output", "values")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     CLOUD_FORWARDS_FIELD_NUMBER: _ClassVar[int]
     CLOUD_US_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     session: str
     image_tokens: int
     prefix: Tensor
     cloud_forwards: int
     cloud_us: int
+    output: Output
     values: Tensor
-    def __init__(self, session: _Optional[str] = ..., image_tokens: _Optional[int] = ..., prefix: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., cloud_us: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., image_tokens: _Optional[int] = ..., prefix: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., cloud_us: _Optional[int] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class Output(_message.Message):
+    __slots__ = ("noise", "spread", "features", "state")
+    NOISE_FIELD_NUMBER: _ClassVar[int]
+    SPREAD_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    noise: Tensor
+    spread: Tensor
+    features: Tensor
+    state: Tensor
+    def __init__(self, noise: _Optional[_Union[Tensor, _Mapping]] = ..., spread: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Tensor, _Mapping]] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("round", "accepted", "token", "cloud_us", "more", "guesses", "cloud_forwards", "stale", "path", "patch", "kept")
+    __slots__ = ("round", "accepted", "token", "cloud_us", "more", "guesses", "cloud_forwards", "stale", "path", "patch", "output", "kept")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -209,6 +249,7 @@ class Verdict(_message.Message):
     STALE_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     PATCH_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
     round: int
     accepted: int
@@ -220,8 +261,9 @@ class Verdict(_message.Message):
     stale: bool
     path: Tensor
     patch: Patch
+    output: Output
     kept: Kept
-    def __init__(self, round: _Optional[int] = ..., accepted: _Optional[int] = ..., token: _Optional[int] = ..., cloud_us: _Optional[int] = ..., more: _Optional[_Union[Tensor, _Mapping]] = ..., guesses: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., stale: _Optional[bool] = ..., path: _Optional[_Union[Tensor, _Mapping]] = ..., patch: _Optional[_Union[Patch, _Mapping]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., accepted: _Optional[int] = ..., token: _Optional[int] = ..., cloud_us: _Optional[int] = ..., more: _Optional[_Union[Tensor, _Mapping]] = ..., guesses: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., stale: _Optional[bool] = ..., path: _Optional[_Union[Tensor, _Mapping]] = ..., patch: _Optional[_Union[Patch, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ...) -> None: ...
 
 class Kept(_message.Message):
     __slots__ = ("stands", "values", "judged")
@@ -318,13 +360,14 @@ class GetInfoResponse(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., max_prompt_chars: _Optional[int] = ..., max_span_tokens: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "digest", "codebook_size", "image_tokens", "feature_width", "scales", "token_width")
+    __slots__ = ("name", "digest", "codebook_size", "image_tokens", "feature_width", "scales", "latent", "token_width")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     CODEBOOK_SIZE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FEATURE_WIDTH_FIELD_NUMBER: _ClassVar[int]
     SCALES_FIELD_NUMBER: _ClassVar[int]
+    LATENT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_WIDTH_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
@@ -332,5 +375,6 @@ class ModelInfo(_message.Message):
     image_tokens: int
     feature_width: int
     scales: _containers.RepeatedScalarFieldContainer[int]
+    latent: _containers.RepeatedScalarFieldContainer[int]
     token_width: int
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., image_tokens: _Optional[int] = ..., feature_width: _Optional[int] = ..., scales: _Optional[_Iterable[int]] = ..., token_width: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., image_tokens: _Optional[int] = ..., feature_width: _Optional[int] = ..., scales: _Optional[_Iterable[int]] = ..., latent: _Optional[_Iterable[int]] = ..., token_width: _Optional[int] = ...) -> None: ...

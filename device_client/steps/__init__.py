@@ -1,0 +1,1 @@
+"""`ciar-diffusion`: pictures of models by steps."""

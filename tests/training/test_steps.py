@@ -1,0 +1,155 @@
+"""The verbs that train the small DiT: they resume to the bit, and what they export is a pair that draws."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from cloud_server.server import Settings, running
+from device_client import step_policy
+from device_client.link import CloudLink
+from device_client.step_drafter import StepRequest, threshold_of
+from device_client.step_loop import Denoised, denoise
+from shared.decoding.denoising import denoising
+from shared.errors import InvalidRequest
+from shared.models.by_step import load_step_cloud, load_step_package
+from shared.models.checkpoint import digest
+from shared.models.families.dit import DiTModel
+from shared.models.families.dit_device import NOBODY, StepCompanion, cut_steps
+from training.cli import main
+from training.presets import FIRST
+from training.runs import Trainer
+from training.step_base import StepBaseRun, StepBaseTrainer
+from training.step_calibrate import GATES
+from training.step_data import SIDE, Latents, dit_shape
+from training.step_device import StepDeviceRun, StepDeviceTrainer
+from training.step_paths import Mix, walk
+
+SPACING = "ddim5"
+
+
+@pytest.fixture(scope="module")
+def artwork(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One disc a class, in one style."""
+    folder = tmp_path_factory.mktemp("discs")
+    (folder / "flat").mkdir()
+    rows = []
+    for number, name in enumerate(FIRST):
+        image = Image.new("RGBA", (128, 128))
+        ImageDraw.Draw(image).ellipse((16, 16, 112, 112), fill=(6 * number, 250 - 6 * number, 128, 255))
+        image.save(folder / "flat" / f"{number}.png")
+        rows.append({"key": f"flat/{number}", "split": "train", "name": name, "style": "flat"})
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A large model, and its companion with tables."""
+    home = tmp_path_factory.mktemp("runs")
+    few = ["--steps", "2", "--batch", "2", "--checkpoint-every", "2", "--threads", "1"]
+    base = ["dit-base", "--data", str(artwork), "--pool", "8", "--out", str(home / "base")]
+    assert main([*base, *few]) == 0
+    words = ["dit-device", "--base", str(home / "base"), "--out", str(home / "device")]
+    extra = ["--images", "6", "--spacing", SPACING, "--calibration-images", "1"]
+    assert main([*words, *few, *extra]) == 0
+    return home
+
+
+def test_what_is_exported_is_a_pair_that_draws(runs: Path) -> None:
+    home = str(runs / "device/model")
+    package, cloud = load_step_package(home, runs), load_step_cloud(home, runs)
+    assert package.cloud_digest == cloud.digest == digest(runs / "base/cloud")
+    assert package.labels == cloud.labels == FIRST and cloud.projection is not None
+    assert package.projection == cloud.projection.digest and package.tables is not None
+    assert set(package.tables) == set(GATES)
+    for (table,) in package.tables.values():
+        assert table.shares[0] == 1.0 and list(table.shares) == sorted(table.shares, reverse=True)
+    request = StepRequest("a penguin", 1, spacing=SPACING)
+    threshold = threshold_of(package, "interval", request, 0.8)
+    drawn = asyncio.run(over_a_wire(home, request, threshold))
+    assert drawn.progress.done and drawn.latent.isfinite().all()
+    assert package.vae.pictures(drawn.latent).shape == (1, 64, 64, 3)
+
+
+async def over_a_wire(home: str, request: StepRequest, threshold: float) -> Denoised:
+    """The last step of a picture of the pair."""
+    package, cloud = load_step_package(home, Path()), load_step_cloud(home, Path())
+    policy = step_policy.ciar(threshold, prefix=1)
+    async with running(cloud, Settings()) as server, CloudLink(f"127.0.0.1:{server.port}") as link:
+        return [step async for step in denoise(package, request, policy, link)][-1]
+
+
+def same_after(first: Trainer, whole: Trainer) -> bool:
+    """Whether a step, a checkpoint and another step are two steps."""
+    first.advance()
+    first.save()
+    for _ in range(2):
+        whole.advance()
+    restored = type(first)(first.run)  # type: ignore[attr-defined, call-arg]
+    restored.advance()
+    pairs = zip(
+        restored.learner.average.values.values(), whole.learner.average.values.values(), strict=True
+    )
+    return all(torch.equal(mine, theirs) for mine, theirs in pairs)
+
+
+def test_runs_resume_to_the_bit(artwork: Path, runs: Path, tmp_path: Path) -> None:
+    bases = [
+        StepBaseTrainer(StepBaseRun(artwork, tmp_path / name, steps=6, batch=2, pool=8))
+        for name in ("base", "base2")
+    ]
+    assert same_after(*bases)
+    # Of two steps the second one draws mixed paths.
+    order = StepDeviceRun(runs / "base", tmp_path, steps=2, batch=2, images=5, spacing=SPACING)
+    devices = [StepDeviceTrainer(replace(order, out=tmp_path / name)) for name in ("device", "device2")]
+    assert same_after(*devices)
+    assert (tmp_path / "device2/paths-1.safetensors").exists()
+
+
+def test_paths_are_the_clouds_own_or_mixed(artwork: Path) -> None:
+    torch.manual_seed(0)
+    shape, process = replace(dit_shape(1), dim=16, heads=2, hidden=16), denoising("4", "ddim")
+    cloud = DiTModel(shape).eval()
+    for value in cloud.parameters():
+        torch.nn.init.normal_(value, std=0.2)
+    device = cut_steps(cloud, 1, StepCompanion("", 3))
+    own = walk(cloud, process, range(5, 8), None)
+    mixed = walk(cloud, process, range(5, 8), Mix(device, torch.zeros(16, 3), 3))
+    assert len(own) == 3 and own.state.shape == (3, 4, 8, SIDE, SIDE) and own.label.tolist() == [5, 6, 7]
+    assert torch.equal(own.state[:, :2], mixed.state[:, :2])  # both begin with the cloud's step
+    assert not torch.equal(own.state, mixed.state)
+    with torch.no_grad():
+        label, at = torch.tensor([6]), torch.tensor([process.original(1)])
+        out, _ = cloud.denoised(own.state[1:2, 1].float(), at, label, float(own.guidance[1]))
+    torch.testing.assert_close(out[0], own.eps[1, 1].float(), atol=2e-2, rtol=2e-2)  # fp16 states
+    image, step = torch.tensor([0, 2]), torch.tensor([-1, 2])
+    anchor = own.anchor(image, step, torch.tensor([9, 8, 7, 6]), torch.ones(16, 3))
+    assert anchor.step_B.tolist() == [NOBODY, 7] and not anchor.eps[0].any() and not anchor.features[0].any()
+    assert torch.equal(anchor.eps[1], own.eps[2, 2].float())
+
+
+def test_latents_lead_back_to_pictures(artwork: Path) -> None:
+    latents = Latents(artwork, 0, 8)
+    batch = latents.batch(3, 4)
+    again = Latents(artwork, 0, 8).batch(3, 4)
+    assert torch.equal(batch.state, again.state) and torch.equal(batch.labels_B, again.labels_B)
+    image = latents.pictures.batch(0, 4).image_B3HW
+    latent = latents.latent.encode(image)
+    assert latent.shape == (4, 8, SIDE, SIDE) and 0.3 < latent.std() < 3
+    assert (latents.latent.decode(latent) - image).square().mean() < 0.01
+    there = latents.latent.encode(latents.latent.decode(latent))
+    torch.testing.assert_close(there, latent, atol=1e-3, rtol=0)
+
+
+def test_impossible_runs_are_refused(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="held back"):
+        StepDeviceRun(runs / "base", tmp_path, images=4)
+    words = ["dit-device", "--base", str(runs / "base"), "--out", str(tmp_path / "x"), "--layers", "9"]
+    assert main([*words, "--images", "5", "--spacing", SPACING]) == 1

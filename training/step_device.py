@@ -1,0 +1,191 @@
+"""`ciar-train dit-device`: the one-block companion of a large DiT, distilled on the cloud's own paths.
+
+It learns how the guided noise has changed since the cloud was asked, and how far off that guess may be.
+First on paths of the cloud alone, then also on mixed ones. The errors of a batch are weighed towards the
+worst, each against what repeating the cloud's noise would have cost there: Inter-DRO in units of a noise.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from shared.decoding.denoising import Denoising, Guess, denoising
+from shared.errors import InvalidRequest
+from shared.models.by_step import load_dit, load_pictures, save_step_device
+from shared.models.checkpoint import digest, read_config
+from shared.models.families.dit_device import Anchor, StepCompanion, StepDevice, cut_steps
+from training.base import falling, optimizers
+from training.data import keyed_generator
+from training.drawn import save_whole
+from training.runs import Learner, RunFolder, drive
+from training.step_calibrate import calibrate
+from training.step_paths import Mix, Paths, components, walk
+
+HELD = 4  # images of every path file that are measured on, not trained on
+GAPS = (1, 2, 4, 8)  # at which they are measured
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """coverage   share of places that the interval shall hold (a quantile loss)
+    alpha      sharpness of the weights towards the worst of a batch; 0: a plain mean
+    floor      mean square of a change that is as good as none
+    """
+
+    coverage: float = 0.9
+    alpha: float = 0.5
+    floor: float = 1e-4
+
+
+@dataclass(frozen=True)
+class StepDeviceRun:
+    """Settings of one run; saved with it. Raises InvalidRequest where nothing would be left to train on."""
+
+    base: Path
+    out: Path
+    steps: int = 1500
+    batch: int = 24
+    images: int = 96  # of either kind of path
+    layers: int = 1
+    features: int = 32
+    max_gap: int = 14
+    alone: float = 0.1  # share of a batch that knows nothing of a cloud
+    spacing: str = "ddim50"
+    rate: float = 1e-3
+    matrix_rate: float = 5e-3
+    average: float = 0.995
+    seed: int = 0
+    checkpoint_every: int = 250
+    calibration_images: int = 6
+    guidance: float = 2.0  # that thresholds are calibrated at
+    loss: StepLoss = field(default_factory=StepLoss)
+
+    def __post_init__(self) -> None:
+        if self.images <= HELD:
+            raise InvalidRequest(f"{self.images} images", f"allowed: more than {HELD}, which are held back")
+
+
+class Pair(nn.Module):
+    """The device, and the projection by which the cloud shortens its hidden states for it."""
+
+    def __init__(self, device: StepDevice, projection_DF: Tensor) -> None:
+        super().__init__()
+        self.device, self.projection = device, nn.Parameter(projection_DF)
+
+
+class StepDeviceTrainer:
+    """One run: draw paths, distil, evaluate, calibrate, export."""
+
+    def __init__(self, run: StepDeviceRun) -> None:
+        self.run, self.folder = run, RunFolder(run.out)
+        self.cloud = load_dit(run.base / "cloud").requires_grad_(False)
+        load_pictures(run.base / "vae")  # now, not when everything has been learned
+        self.process: Denoising = denoising(run.spacing, "ddim")
+        self.original_T = torch.tensor([self.process.original(step) for step in range(len(self.process))])
+        run.out.mkdir(parents=True, exist_ok=True)
+        self.paths = [self._walk(0, None)]
+        torch.manual_seed(run.seed)  # new parts; everything later is keyed by (seed, step)
+        device = cut_steps(self.cloud, run.layers, StepCompanion(digest(run.base / "cloud"), run.features))
+        device.base.pos_embed.requires_grad_(False)
+        self.pair = Pair(device, components(self.paths[0].hidden, run.features))
+        groups = optimizers(self.pair, run.rate, run.matrix_rate, "blocks.")
+        self.learner = Learner(self.pair, groups, run.average)
+        if state := self.folder.begin(run, device.config):
+            self.learner.restore(state)
+
+    def save(self) -> None:
+        """Write everything a resumed run needs."""
+        self.folder.save(self.learner.state())
+
+    def train(self) -> None:
+        """Run to the last step, then export `OUT/model` with its cloud and decoder, budgets calibrated."""
+        run, home = self.run, self.run.out / "model"
+        drive(self, run.steps, run.batch, run.checkpoint_every)
+        pair = self.averaged_model()
+        for name in ("cloud", "vae"):
+            shutil.copytree(run.base / name, home / name, dirs_exist_ok=True)
+        labels = read_config(run.base / "cloud", "cloud").get("labels", ())
+        save_step_device(home / "device", pair.device, pair.projection, labels)
+        calibrate(home, run.spacing, run.guidance, run.calibration_images)
+
+    def advance(self) -> dict[str, float]:
+        """One optimiser step; from half of the run on, half of the batches are from mixed paths."""
+        run, step = self.run, self.learner.step
+        if step >= run.steps // 2 and len(self.paths) == 1:
+            averaged = self.averaged_model()
+            mix = Mix(averaged.device, averaged.projection.detach(), run.max_gap)
+            self.paths.append(self._walk(1, mix))
+        self.learner.set_rates(falling((run.matrix_rate, run.rate), step, run.steps))
+        paths = self.paths[step % len(self.paths)]
+        rng = keyed_generator(run.seed + 3, step)
+        image = torch.from_numpy(rng.integers(0, len(paths) - HELD, run.batch))
+        place = torch.from_numpy(rng.integers(1, len(self.process), run.batch))
+        gap = torch.from_numpy(rng.integers(1, run.max_gap + 1, run.batch))
+        anchor = (place - gap).clamp(min=0)
+        anchor[torch.from_numpy(rng.random(run.batch) < run.alone)] = -1
+        with torch.autocast("cpu", torch.bfloat16):
+            centre, radius = self._losses(self.pair, paths, image, place, anchor)
+        self.learner.learn(centre + radius)
+        return {"loss": round(centre.item(), 4), "radius": round(radius.item(), 4)}
+
+    def averaged_model(self) -> Pair:
+        """The pair that ships: averaged weights."""
+        device = StepDevice(self.pair.device.config, self.pair.device.companion)
+        pair = Pair(device, torch.zeros_like(self.pair.projection))
+        pair.load_state_dict(self.learner.averaged())
+        return pair.eval()
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """On held-back images, by gap: the mean square error as a share of what repeating the cloud's noise
+        costs, and the share of places that the interval holds."""
+        pair, figures = self.averaged_model(), {}
+        image = torch.arange(len(self.paths[-1]) - HELD, len(self.paths[-1]))
+        first = min(max(GAPS), len(self.process) - 1)
+        places = torch.arange(first, len(self.process), 5)
+        image_B, place_B = image.repeat_interleave(len(places)), places.repeat(HELD)
+        for gap in (gap for gap in GAPS if gap <= first):
+            guess, eps, anchor = self._guess(pair, self.paths[-1], image_B, place_B, place_B - gap)
+            error, reused = (guess.eps - eps).square().mean(), (anchor.eps - eps).square().mean()
+            figures[f"error_{gap}"] = round((error / reused).item(), 4)
+            inside = ((guess.eps - eps).abs() <= guess.radius).float().mean()
+            figures[f"held_{gap}"] = round(inside.item(), 3)
+        return figures
+
+    def _guess(
+        self, pair: Pair, paths: Paths, image_B: Tensor, place_B: Tensor, anchor_B: Tensor
+    ) -> tuple[Guess, Tensor, Anchor]:
+        """The device's guesses, the truth [B, C, H, H], and what the guesses began from."""
+        anchor = paths.anchor(image_B, anchor_B, self.original_T, pair.projection)
+        state, eps = (values[image_B, place_B].float() for values in (paths.state, paths.eps))
+        labels_B, scale_B = paths.label[image_B], paths.guidance[image_B]
+        return pair.device(state, self.original_T[place_B], labels_B, scale_B, anchor), eps, anchor
+
+    def _losses(
+        self, pair: Pair, paths: Paths, image_B: Tensor, place_B: Tensor, anchor_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of the centre and of the radius."""
+        loss = self.run.loss
+        guess, eps, anchor = self._guess(pair, paths, image_B, place_B, anchor_B)
+        reused_B = (anchor.eps - eps).square().mean((1, 2, 3)) + loss.floor
+        error_B = (guess.eps - eps).square().mean((1, 2, 3))
+        worst_B = len(eps) * (loss.alpha * (error_B / reused_B).detach()).softmax(0)
+        off = (guess.eps - eps).abs().detach() - guess.radius
+        quantile_B = torch.maximum(loss.coverage * off, (loss.coverage - 1) * off).mean((1, 2, 3))
+        scale_B = reused_B.sqrt()
+        return (worst_B * error_B / scale_B).mean(), (quantile_B / scale_B).mean()
+
+    def _walk(self, kind: int, mix: Mix | None) -> Paths:
+        """Paths of a kind: 0 the cloud's own, 1 mixed; no two kinds share seeds. Drawn once a run."""
+        file = self.run.out / f"paths-{kind}.safetensors"
+        if not file.exists():
+            first = 10_000 * (kind + 1) + 1000 * self.run.seed
+            seeds = range(first, first + self.run.images)
+            save_whole(vars(walk(self.cloud, self.process, seeds, mix)), file)
+        return Paths(**load_file(file))
