@@ -9,7 +9,7 @@ import numpy as np
 
 from cloud_server.desk import Seat
 from cloud_server.masked_engine import MAX_SPAN, MaskedEngine, MaskedSession
-from cloud_server.masked_judge import RESIDUAL_BATCHES
+from cloud_server.masked_judge import STATES
 from cloud_server.memory import Need, shapes
 from cloud_server.pass_desk import PassDesk
 from cloud_server.scheduler import in_turn
@@ -20,7 +20,6 @@ from shared.models.by_mask import load_shape
 from shared.models.checkpoint import WEIGHTS
 
 _ROWS = 2  # guidance
-_HEAD_STEPS = 100  # those published; more of them take more memory
 
 
 def need(folder: Path) -> Need:
@@ -34,7 +33,7 @@ def need(folder: Path) -> Need:
     towers = (config.encoder, config.decoder)
     wide = max(4 * tower.dim + tower.hidden + tower.heads * places for tower in towers)
     passes = _ROWS * (MAX_SPAN + 1) * places * wide * 4
-    heads = _ROWS * max(MAX_SPAN, RESIDUAL_BATCHES[-1]) * _HEAD_STEPS * 6 * config.head_width * 4
+    heads = _ROWS * STATES * 6 * config.head_width * 4
     return Need(weights, 0, config.tokens * config.token_dim * 4, max(passes, heads))
 
 

@@ -29,6 +29,7 @@ from shared.models.families.mar_image import MaskedImage, rounded, tensor_of
 from shared.models.trajectories import along, last_step, path
 
 RESIDUAL_BATCHES = (16, 64, 256)  # paths of the target drawn at a time in place of a refused one
+STATES = 1600  # that a head looks at in one batch: sixteen paths of the published hundred steps
 PROPOSALS = 100  # of the published acceptance, before it gives up
 
 
@@ -128,12 +129,17 @@ JUDGES: Mapping[str, Callable[[Bench, Continuous], Judged]] = {
 
 
 def _log_ratio(bench: Bench, ours: Condition, theirs: Condition, states_NTC: Tensor) -> Tensor:
-    """log p - log q [N] of whole paths, every head looking at all their states in one batch."""
+    """log p - log q [N] of whole paths, each head looking at STATES of their states at a time."""
     image, proposer = bench.image, bench.proposer
     assert proposer is not None, "checked by the session"
-    p = along(image.model.diffloss, image.schedule, states_NTC[:, :-1], ours)
-    q = along(proposer, image.schedule, states_NTC[:, :-1], theirs)
-    return trajectory_ratio(p, q, states_NTC[:, 1:])
+    found, count = [], max(1, STATES // len(image.schedule))
+    for begin in range(0, len(states_NTC), count):
+        some = slice(begin, begin + count)
+        states = states_NTC[some]
+        p = along(image.model.diffloss, image.schedule, states[:, :-1], ours.of(some))
+        q = along(proposer, image.schedule, states[:, :-1], theirs.of(some))
+        found.append(trajectory_ratio(p, q, states[:, 1:]))
+    return torch.cat(found)
 
 
 def _replacement(bench: Bench, ours: Condition, theirs: Condition, rank: int) -> Replacement:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,8 +62,8 @@ class Result:
 
 def rows(tokens: int, steps: Sequence[int], drawing: Drawing, tolerances: Sequence[float]) -> list[Row]:
     """The cloud one token a step, then for each number of steps the cloud alone, which is the fair rival, and
-    beside it what speculation does with as many passes; the exact acceptance, plain and clipped; the device
-    alone."""
+    beside it what speculation does with as many passes; the exact acceptance, plain and, if nothing
+    else is, clipped; the device alone."""
     found = [Row(f"cloud alone, {tokens} steps", masked_policy.cloud_only(tokens, drawing))]
     for count in steps:
         prefix = max(1, count // 8)
@@ -74,9 +74,10 @@ def rows(tokens: int, steps: Sequence[int], drawing: Drawing, tolerances: Sequen
         ]
         found.append(Row(f"published, {count} steps", masked_policy.published(count, prefix, drawing)))
         found.append(Row(f"hand-over, {count} steps", masked_policy.hand_over(count, prefix, drawing)))
-    clipped = Drawing(drawing.head_steps, drawing.schedule, CLIP)
     found.append(Row("exact", masked_policy.exact(tokens, drawing=drawing)))
-    found.append(Row(f"exact, clip {CLIP:g}", masked_policy.exact(tokens, drawing=clipped)))
+    if not drawing.clip:
+        clipped = replace(drawing, clip=CLIP)
+        found.append(Row(f"exact, clip {CLIP:g}", masked_policy.exact(tokens, drawing=clipped)))
     found.append(Row(f"device alone, {steps[0]} steps", masked_policy.device_only(steps[0], drawing)))
     return found
 

@@ -56,18 +56,13 @@ def _line(result: Result, results: Sequence[Result], distance: str) -> list[str]
 
 
 def _from_rival(result: Result, results: Sequence[Result]) -> str:
-    steps = result.row.policy.masking.steps
-    if result.row.policy.masking.clip:
-        return ""
-    rival = next(
-        (
-            other
-            for other in results
-            if other.row.policy.mode == "cloud-only" and other.row.policy.masking.steps == steps
-        ),
-        None,
-    )
-    return "" if rival is None else f"{result.distance(rival):.2f}"
+    mine = result.row.policy.masking
+    for other in results:
+        policy = other.row.policy
+        alike = policy.masking.steps == mine.steps and policy.masking.clip == mine.clip
+        if policy.mode == "cloud-only" and alike:
+            return f"{result.distance(other):.2f}"
+    return ""
 
 
 def _published(result: Result, first: Result) -> str:
