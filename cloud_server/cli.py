@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,9 +31,7 @@ from shared.logs import LogFormat, log_to_stderr
 from shared.tokens import read_tokens
 
 if TYPE_CHECKING:
-    from cloud_server.memory import Need
     from cloud_server.server import Settings
-    from cloud_server.staff import Served
 
 PROGRAM = "cloud-server"
 ABOUT = """Serve the large model. Devices draw images; this draws their first tokens and judges their drafts.
@@ -168,12 +165,13 @@ def run(flags: Flags) -> None:
     # Here, not above: --help need not wait seconds for them, and gRPC reads its environment when imported.
     import torch
 
+    from cloud_server.loaders import loader
     from cloud_server.server import serve
     from shared.models.zoo import family_of
 
     torch.set_num_threads(flags.threads)
     settings = settings_of(flags, os.environ.get("CIAR_TOKEN"))
-    load = _LOADERS.get(family_of(flags.model, flags.models.expanduser()), _load)
+    load = loader(family_of(flags.model, flags.models.expanduser()))
     cloud, sessions = load(flags)
     asyncio.run(serve(cloud, replace(settings, max_sessions=sessions)))
 
@@ -211,78 +209,6 @@ def settings_of(flags: Flags, token: str | None) -> Settings:
         pace=Pace(flags.max_wait_ms / 1000, flags.engine_timeout),
         alarm=Alarm(flags.acceptance_floor, flags.acceptance_window),
     )
-
-
-def _load(flags: Flags) -> tuple[Served, int]:
-    """The model as the flags want it, and how many sessions it can serve; refused before it is read."""
-    from cloud_server import memory
-    from cloud_server.packed import pack
-    from shared.models.zoo import find, load_cloud
-
-    if flags.compile and flags.pack_weights:
-        why = "compiled code reads weights in their plain layout"
-        raise InvalidRequest("--compile and --pack-weights exclude each other", why, "leave one of them out")
-    models, dtype = flags.models.expanduser(), memory.DTYPES[flags.dtype]
-    wants = memory.need(find(flags.model, models), dtype, flags.device)
-    usable = memory.usable_bytes(flags.memory_fraction, flags.device)
-    sessions = memory.sessions(wants, usable, flags.max_sessions)
-    logging.getLogger(__name__).info("%s", memory.plan_line(wants, usable, sessions))
-    cloud = load_cloud(flags.model, models, dtype, flags.device)
-    if flags.pack_weights:
-        pack(cloud.model.gpt)
-    return cloud, sessions
-
-
-def _load_scales(flags: Flags) -> tuple[Served, int]:
-    """The same for a model that draws scale by scale."""
-    from cloud_server import scale_desk
-    from shared.models.by_scale import load_scale_cloud
-
-    sessions = _plain_sessions(flags, scale_desk.need)
-    return load_scale_cloud(flags.model, flags.models.expanduser()), sessions
-
-
-def _load_steps(flags: Flags) -> tuple[Served, int]:
-    """The same for a model that denoises step by step."""
-    from cloud_server import step_desk
-    from shared.models.by_step import load_step_cloud
-
-    sessions = _plain_sessions(flags, step_desk.need)
-    return load_step_cloud(flags.model, flags.models.expanduser()), sessions
-
-
-def _load_masked(flags: Flags) -> tuple[Served, int]:
-    """The same for a model of continuous tokens."""
-    from cloud_server import masked_desk
-    from shared.models.by_mask import load_masked_cloud
-
-    sessions = _plain_sessions(flags, masked_desk.need)
-    return load_masked_cloud(flags.model, flags.models.expanduser()), sessions
-
-
-def _plain_sessions(flags: Flags, need: Callable[[Path], Need]) -> int:
-    """How many sessions fit of a model that is served in fp32 on the CPU alone. Raises InvalidRequest for
-    flags it has no use for."""
-    from cloud_server import memory
-    from shared.models.zoo import find
-
-    for name in ("dtype", "device", "compile", "pack_weights", "fold_prefix"):
-        if getattr(flags, name) != (plain := Flags.model_fields[name].default):
-            what = f"--{name.replace('_', '-')} {getattr(flags, name)} is not for this kind of model"
-            raise InvalidRequest(what, f"allowed: {plain}")
-    wants = need(find(flags.model, flags.models.expanduser()))
-    usable = memory.usable_bytes(flags.memory_fraction, flags.device)
-    sessions = memory.sessions(wants, usable, flags.max_sessions)
-    logging.getLogger(__name__).info("%s", memory.plan_line(wants, usable, sessions))
-    return sessions
-
-
-# By family; every other one draws token after token.
-_LOADERS: dict[str, Callable[[Flags], tuple[Served, int]]] = {
-    "var": _load_scales,
-    "dit": _load_steps,
-    "mar": _load_masked,
-}
 
 
 def _version() -> str:

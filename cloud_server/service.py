@@ -24,6 +24,7 @@ from shared.errors import CiarError, InvalidPrompt, InvalidRequest, Overloaded, 
 from shared.logs import REQUEST_ID, about, known_request_id
 from shared.messages import Draft, Finish, Open, Opened, ServerInfo, Usage, Verdict
 from shared.wire import codec
+from shared.wire.info import encode_info
 from shared.wire.pb import ciar_pb2 as pb
 from shared.wire.pb import ciar_pb2_grpc as rpc
 
@@ -69,7 +70,7 @@ class CiarService(rpc.CiarServiceServicer):
 
     async def GetInfo(self, request: pb.GetInfoRequest, context: object) -> pb.GetInfoResponse:
         """What this server serves, and its limits."""
-        return codec.encode_info(self._house.info)
+        return encode_info(self._house.info)
 
     async def Generate(self, request_iterator: object, context: Stream) -> None:
         """Serve one image. Whatever ends it but the device's own departure is said in the last frame."""

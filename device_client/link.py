@@ -25,6 +25,7 @@ from shared.errors import CiarError, ModelMismatch, Overloaded, SessionLost
 from shared.logs import REQUEST_FIELD, new_request_id
 from shared.messages import Draft, Finish, Open, Opened, ServerInfo, Usage, Verdict
 from shared.wire import codec
+from shared.wire.info import decode_info
 from shared.wire.pb import ciar_pb2 as pb
 
 FRAME_OVERHEAD = 5  # bytes gRPC puts before each message: a flag and the length
@@ -90,7 +91,7 @@ class CloudLink:
             )
         except grpc.aio.AioRpcError as error:
             raise replicas.refused(error) or replicas.unreachable(str(error.details())) from error
-        info = codec.decode_info(answer)
+        info = decode_info(answer)
         if info.protocol_version != codec.PROTOCOL_VERSION:
             raise ModelMismatch(
                 f"the server at {replicas.target} speaks protocol version {info.protocol_version}",

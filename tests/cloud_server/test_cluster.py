@@ -18,6 +18,7 @@ from shared.errors import CiarError, InvalidRequest
 from shared.messages import Draft, Finish, Open, Opened, Usage, Verdict
 from shared.models.zoo import CloudModel
 from shared.wire import codec
+from shared.wire.info import decode_info
 from shared.wire.pb import ciar_pb2 as pb
 from tests.cloud_server.rig import base_image, eventually, order
 
@@ -64,7 +65,7 @@ async def test_one_image_through_a_replica(replica: Replica, cloud: CloudModel) 
     assert isinstance(opened, Opened) and isinstance(verdict, Verdict) and isinstance(usage, Usage)
     assert (opened.prefix.tolist(), verdict.accepted) == (truth[:1].tolist(), T - 1)
     assert usage.judged == T - 1
-    info = codec.decode_info(await replica.GetInfo(pb.GetInfoRequest(), HEADERS))
+    info = decode_info(await replica.GetInfo(pb.GetInfoRequest(), HEADERS))
     assert (info.max_sessions, info.models[0].digest) == (1, cloud.digest)
 
 

@@ -26,6 +26,7 @@ from shared.errors import (
 from shared.messages import Draft
 from shared.models.zoo import CloudModel
 from shared.wire import codec
+from shared.wire.info import decode_info
 from shared.wire.pb import ciar_pb2 as pb
 from shared.wire.pb import ciar_pb2_grpc as rpc
 from tests.cloud_server.rig import RawDevice, base_image, dial, draw_image, eventually, order, tokens
@@ -173,7 +174,7 @@ async def test_a_stopping_server_tells_those_it_cannot_wait_for(cloud: CloudMode
 
 
 async def test_what_the_server_says_about_itself(channel: grpc.aio.Channel, cloud: CloudModel) -> None:
-    info = codec.decode_info(await rpc.CiarServiceStub(channel).GetInfo(pb.GetInfoRequest()))
+    info = decode_info(await rpc.CiarServiceStub(channel).GetInfo(pb.GetInfoRequest()))
     assert (info.protocol_version, info.max_sessions, info.max_span_tokens) == (1, 8, 64)
     (model,) = info.models
     assert (model.name, model.digest) == (cloud.name, cloud.digest)

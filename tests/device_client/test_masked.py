@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cloud_server.cli import _load_masked, parse
+from cloud_server.cli import parse
+from cloud_server.loaders import loader
 from cloud_server.server import CloudServer, Settings, running
 from device_client import masked_policy, render
 from device_client.cloud import Request
@@ -326,10 +327,10 @@ async def test_the_server_says_what_it_serves(server) -> None:
 
 
 def test_the_command_finds_the_family_and_refuses_flags_without_use(folder: Path) -> None:
-    loaded, sessions = _load_masked(parse(["--model", str(folder), "--max-sessions", "3"]))
+    loaded, sessions = loader("mar")(parse(["--model", str(folder), "--max-sessions", "3"]))
     assert (loaded.labels, sessions) == (LABELS, 3)
     with pytest.raises(InvalidRequest, match="--compile"):
-        _load_masked(parse(["--model", str(folder), "--compile"]))
+        loader("mar")(parse(["--model", str(folder), "--compile"]))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cloud_server.cli import _load_scales, parse
+from cloud_server.cli import parse
+from cloud_server.loaders import loader
 from cloud_server.server import CloudServer, Settings, running
 from device_client import render, scale_policy
 from device_client.cloud import Request
@@ -248,10 +249,10 @@ async def test_the_server_says_what_it_serves(server) -> None:
 
 def test_the_command_finds_the_family_and_refuses_flags_without_use(folder: Path) -> None:
     flags = parse(["--model", str(folder), "--max-sessions", "3"])
-    loaded, sessions = _load_scales(flags)
+    loaded, sessions = loader("var")(flags)
     assert (loaded.labels, sessions) == (LABELS, 3)
     with pytest.raises(InvalidRequest, match="--compile"):
-        _load_scales(parse(["--model", str(folder), "--compile"]))
+        loader("var")(parse(["--model", str(folder), "--compile"]))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from cloud_server.cli import _load_steps, parse
+from cloud_server.cli import parse
+from cloud_server.loaders import loader
 from cloud_server.server import CloudServer, Settings, running
 from device_client import render, step_policy
 from device_client.link import CloudLink
@@ -348,10 +349,10 @@ async def test_a_server_without_the_projection_is_refused(folder: Path, package,
 
 
 def test_the_command_finds_the_family_and_refuses_flags_without_use(folder: Path) -> None:
-    loaded, sessions = _load_steps(parse(["--model", str(folder), "--max-sessions", "3"]))
+    loaded, sessions = loader("dit")(parse(["--model", str(folder), "--max-sessions", "3"]))
     assert isinstance(loaded, StepCloud) and (loaded.labels, sessions) == (LABELS, 3)
     with pytest.raises(InvalidRequest, match="--dtype"):
-        _load_steps(parse(["--model", str(folder), "--dtype", "bf16"]))
+        loader("dit")(parse(["--model", str(folder), "--dtype", "bf16"]))
 
 
 @pytest.mark.parametrize(

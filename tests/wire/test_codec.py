@@ -42,6 +42,7 @@ from shared.messages import (
     no_tokens,
 )
 from shared.wire import codec, failures
+from shared.wire.info import decode_info, encode_info
 from shared.wire.pb import ciar_pb2 as pb
 
 ERRORS = (
@@ -211,8 +212,8 @@ def test_response_round_trip(message: Opened | Verdict | Usage) -> None:
 
 @given(infos)
 def test_info_round_trip(info: ServerInfo) -> None:
-    sent = codec.encode_info(info).SerializeToString()
-    assert codec.decode_info(pb.GetInfoResponse.FromString(sent)) == info
+    sent = encode_info(info).SerializeToString()
+    assert decode_info(pb.GetInfoResponse.FromString(sent)) == info
 
 
 @pytest.mark.parametrize("kind", ERRORS)
