@@ -12,7 +12,7 @@ from shared.continuous import Continuous, Kept, Masking, Values
 from shared.decoding.warp import Warp
 from shared.errors import CiarError, InvalidDraft, InvalidRequest
 from shared.messages import Draft, ModelInfo, Open, Opened, ServerInfo, Verdict, no_tokens
-from shared.wire import codec
+from shared.wire import codec, info
 
 WIDTH = 4
 MASKING = Masking(8, 50, "constant", 0.25, 3.0)
@@ -153,5 +153,5 @@ def test_what_is_owned_grows_by_what_stands_and_begins_the_next_stream() -> None
 
 
 def test_the_width_of_tokens_is_served() -> None:
-    info = ServerInfo(1, (ModelInfo("m", "d", 0, 64, 0, token_width=16),), 1, 1, 1, 1)
-    assert codec.decode_info(codec.encode_info(info)).models[0].token_width == 16
+    served = ServerInfo(1, (ModelInfo("m", "d", 0, 64, 0, token_width=16),), 1, 1, 1, 1)
+    assert info.decode_info(info.encode_info(served)).models[0].token_width == 16
