@@ -20,9 +20,9 @@ from shared.messages import Draft, Features, Proposal, Tokens, Verdict, no_token
 # What a guess of the cloud's says about the device's own draft, at the first place behind a correction, at
 # the second, and further on. The odds that the draft is right are multiplied by SAME or by OTHER; where it is
 # wrong and the guess is another token, the guess is right that often. Counted on the bundled pair (LOG).
-SAME = (5.0, 40.0, 40.0)
-OTHER = (0.4, 0.4, 0.4)
-GUESS_RIGHT = (0.35, 0.5, 0.85)
+SAME = (2.8, 8.0, 9.0)
+OTHER = (0.5, 0.3, 0.1)
+GUESS_RIGHT = (0.36, 0.64, 0.83)
 
 
 @dataclass(eq=False)

@@ -62,7 +62,7 @@ class BaseRun:
     average: float = 0.995
     seed: int = 0
     checkpoint_every: int = 250
-    sample_warp: Warp = field(default_factory=lambda: Warp(guidance=1.5, temperature=0.9, top_p=0.95))
+    sample_warp: Warp = field(default_factory=lambda: Warp(guidance=2.0, temperature=0.7, top_p=0.9))
 
 
 def corrupt(tokens_BT: Tensor, near_KJ: Tensor, share: float, rng: np.random.Generator) -> Tensor:

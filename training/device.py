@@ -74,10 +74,10 @@ class DeviceRun:
     matrix_rate: float = 5e-3
     average: float = 0.99
     seed: int = 0
-    guidance: float = 1.5
+    guidance: float = 2.0
     distill_guidance: bool = True  # one row per step; else two
-    temperature: float = 0.9  # the default warp, under which images are drawn and gates calibrated
-    top_p: float = 0.95
+    temperature: float = 0.7  # the default warp, under which images are drawn and gates calibrated
+    top_p: float = 0.9
     loss: InterDRO = field(default_factory=InterDRO)
     checkpoint_every: int = 100
     patience: int = 0  # evaluations without a better AUROC before the run ends; 0: never

@@ -106,10 +106,10 @@ class Device(PlacedRun):
     images: Path | None = Field(None, description="folder of drawn images and kept teachers; default OUT")
     teacher: str = Field("fly", description=f"the teacher's distributions: {', '.join(FORMS)}")
     teacher_ids: int = Field(64, description="ids per place that a sparse teacher keeps", gt=0)
-    guidance: float = Field(1.5, description="guidance of the pair")
+    guidance: float = Field(2.0, description="guidance of the pair")
     distill_guidance: CliImplicitFlag[bool] = Field(True, description="distil guidance into one row per step")
-    temperature: float = Field(0.9, description="default temperature of the pair")
-    top_p: float = Field(0.95, description="default top-p of the pair")
+    temperature: float = Field(0.7, description="default temperature of the pair")
+    top_p: float = Field(0.9, description="default top-p of the pair")
     patience: int = Field(0, description="evaluations without a better AUROC before the end; 0: all", ge=0)
     stop_gate: str = Field("interval", description="gate whose AUROC on held-back images is watched")
 

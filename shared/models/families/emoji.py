@@ -22,7 +22,7 @@ class EmojiModel(ImageModel):
     """Words -> prefix rows -> image tokens. `gpt` is the transformer, `text` the word table."""
 
     family = "emoji"
-    warp = Warp(guidance=1.5, temperature=0.9, top_p=0.95)
+    warp = Warp(guidance=2.0, temperature=0.7, top_p=0.9)
 
     def __init__(self, config: TransformerConfig, words: Sequence[str]) -> None:
         super().__init__()
