@@ -5,7 +5,7 @@ Shapes: C channels, H the side of the latent, N patches, F features a patch; one
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -75,13 +75,13 @@ class StepDrafter:
     def guess(self, step: int, state: Tensor) -> Guess:
         """What the cloud would say of a latent [1, C, H, W]."""
         eps = self._anchor.eps
-        if self._predictor == "device":
-            original = torch.tensor([self.process.original(step)])
-            found: Guess = self._package.model(state, original, self._label, self._scale, self._anchor)
-            return found
-        if self._predictor == "extrapolate" and len(self._said) == 2:
+        if self._predictor != "reuse" and len(self._said) == 2:
             before, last = self._said
             eps = extrapolated(self.process, step, last, before)
+        if self._predictor == "device":
+            original, anchor = torch.tensor([self.process.original(step)]), replace(self._anchor, line=eps)
+            found: Guess = self._package.model(state, original, self._label, self._scale, anchor)
+            return found
         return Guess(eps, torch.zeros_like(eps), self._anchor.eps, self._anchor.spread)
 
 

@@ -12,8 +12,8 @@ from shared.errors import InvalidRequest
 
 STEP_MODES = ("ciar", "exact", "cloud-only", "device-only", "ddim", "reuse", "extrapolate")
 PREDICTORS = ("device", "reuse", "extrapolate")
-DEFAULT_GATE = "interval"
-DEFAULT_PREFIX = 3
+DEFAULT_GATE = "radius"
+DEFAULT_PREFIX = 2
 DEFAULT_GAP = 12
 
 

@@ -27,7 +27,7 @@ CONFIG = DiTConfig(
 
 
 def build_tiny_steps(folder: Path, seed: int = 0, *, spread: bool = False, trained: bool = True) -> Path:
-    """Write `cloud/`, `device/` with a table of the gate "interval", and `vae/`; return the folder.
+    """Write `cloud/`, `device/` with a table of the gate "radius", and `vae/`; return the folder.
 
     `trained` devices add a little of their own to what the cloud said; others repeat it.
     """
@@ -43,7 +43,7 @@ def build_tiny_steps(folder: Path, seed: int = 0, *, spread: bool = False, train
         latent.fit(torch.rand(8, 3, 2 * SIDE, 2 * SIDE) * 2 - 1)
         save_patch_latent(folder / "vae", latent)
     table = BudgetTable(SPACING, "ddim", 2.0, 12, 3, (0.0, 0.05, 0.5), (1.0, 0.5, 0.3))
-    write_tables(folder / "device", {"interval": [table]})
+    write_tables(folder / "device", {"radius": [table]})
     return folder
 
 

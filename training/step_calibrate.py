@@ -4,14 +4,14 @@ its cloud draw them. Knows no training and no wire.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shared.decoding.denoising import Denoising, denoising, due, risk
+from shared.decoding.denoising import Denoising, denoising, due, extrapolated, risk
 from shared.models.by_step import (
     BudgetTable,
     StepCloud,
@@ -25,7 +25,7 @@ from shared.models.families.dit_device import Anchor
 
 GATES = ("interval", "radius", "change", "schedule")
 FIRST_SEED = 30_000  # nothing else is drawn with these
-PREFIX, MAX_GAP = 3, 12  # what the device's policy begins with
+PREFIX, MAX_GAP = 2, 12  # what the device's policy begins with
 MULTIPLES = (0.0, 0.7, 1.5, 2.5, 4.0, 6.0, 9.0, 14.0)  # of the mean risk of a step
 _UNIT_GAP = 5  # between two steps of the cloud, where that mean is taken
 
@@ -46,13 +46,16 @@ class Rehearsal:
         label = torch.tensor([seed % model.config.classes])
         state = process.start(seed, latent_shape(model.config))
         anchor, calls, owed, last, risks = model.nobody(1), 0, 0.0, 0, [0.0]
+        said: list[tuple[int, Tensor]] = []  # steps and noises of the cloud, the last two
         for step in range(len(process)):
             original = torch.tensor([process.original(step)])
-            guess = model(state, original, label, torch.tensor([self.guidance]), anchor)
+            line = extrapolated(process, step, said[1], said[0]) if len(said) == 2 else anchor.eps
+            scale, shown = torch.tensor([self.guidance]), replace(anchor, line=line)
+            guess = model(state, original, label, scale, shown)
             new = risk(process, gate, guess, seed, step)
             if step < PREFIX or due(step - last, max_gap, owed + new, threshold):
                 anchor, calls, owed, last = self._ask(state, original, label), calls + 1, 0.0, step
-                eps = anchor.eps
+                eps, said = anchor.eps, [*said[-1:], (step, anchor.eps)]
             else:
                 owed, eps = owed + new, guess.eps
                 risks.append(new)

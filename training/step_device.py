@@ -1,21 +1,21 @@
 """`ciar-train dit-device`: the one-block companion of a large DiT, distilled on the cloud's own paths.
 
-It learns how the guided noise has changed since the cloud was asked, and how far off that guess may be.
-First on paths of the cloud alone, then also on mixed ones. The errors of a batch are weighed towards the
-worst, each against what repeating the cloud's noise would have cost there: Inter-DRO in units of a noise.
+It learns how far the guided noise leaves the line through the cloud's last two outputs, and how far off that
+guess may be. First on paths of the cloud alone, then also on mixed ones. The errors of a batch are weighed
+towards the worst, each against what the line would have cost there: Inter-DRO in units of a noise.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.decoding.denoising import Denoising, Guess, denoising
+from shared.decoding.denoising import FARTHEST, Denoising, Guess, denoising
 from shared.errors import InvalidRequest
 from shared.models.by_step import load_dit, load_pictures, save_step_device
 from shared.models.checkpoint import digest, read_config
@@ -87,7 +87,9 @@ class StepDeviceTrainer:
         self.cloud = load_dit(run.base / "cloud").requires_grad_(False)
         load_pictures(run.base / "vae")  # now, not when everything has been learned
         self.process: Denoising = denoising(run.spacing, "ddim")
-        self.original_T = torch.tensor([self.process.original(step) for step in range(len(self.process))])
+        steps = range(len(self.process))
+        self.original_T = torch.tensor([self.process.original(step) for step in steps])
+        self.clear_T = torch.tensor([self.process.clearness(step) for step in steps])
         run.out.mkdir(parents=True, exist_ok=True)
         self.paths = [self._walk(0, None)]
         torch.manual_seed(run.seed)  # new parts; everything later is keyed by (seed, step)
@@ -128,9 +130,12 @@ class StepDeviceTrainer:
         place = torch.from_numpy(rng.integers(1, len(self.process), run.batch))
         gap = torch.from_numpy(rng.integers(1, run.max_gap + 1, run.batch))
         anchor = (place - gap).clamp(min=0)
-        anchor[torch.from_numpy(rng.random(run.batch) < run.alone)] = -1
+        earlier = (anchor - torch.from_numpy(rng.integers(1, run.max_gap + 1, run.batch))).clamp(min=0)
+        earlier[anchor == 0] = -1
+        nobody = torch.from_numpy(rng.random(run.batch) < run.alone)
+        anchor[nobody] = earlier[nobody] = -1
         with torch.autocast("cpu", torch.bfloat16):
-            centre, radius = self._losses(self.pair, paths, image, place, anchor)
+            centre, radius = self._losses(self.pair, paths, image, place, torch.stack([anchor, earlier]))
         self.learner.learn(centre + radius)
         return {"loss": round(centre.item(), 4), "radius": round(radius.item(), 4)}
 
@@ -143,37 +148,48 @@ class StepDeviceTrainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """On held-back images, by gap: the mean square error as a share of what repeating the cloud's noise
-        costs, and the share of places that the interval holds."""
+        """On held-back images, by gap: the mean square error of the device and of the line, as shares of what
+        repeating the cloud's noise costs, and the share of places that the interval holds."""
         pair, figures = self.averaged_model(), {}
         image = torch.arange(len(self.paths[-1]) - HELD, len(self.paths[-1]))
         first = min(max(GAPS), len(self.process) - 1)
         places = torch.arange(first, len(self.process), 5)
         image_B, place_B = image.repeat_interleave(len(places)), places.repeat(HELD)
         for gap in (gap for gap in GAPS if gap <= first):
-            guess, eps, anchor = self._guess(pair, self.paths[-1], image_B, place_B, place_B - gap)
-            error, reused = (guess.eps - eps).square().mean(), (anchor.eps - eps).square().mean()
-            figures[f"error_{gap}"] = round((error / reused).item(), 4)
+            asked_2B = torch.stack([place_B - gap, place_B - 2 * gap])
+            asked_2B[1, asked_2B[1] < 0] = -1
+            guess, eps, anchor = self._guess(pair, self.paths[-1], image_B, place_B, asked_2B)
+            assert anchor.line is not None, "every anchor of a path has one"
+            reused = (anchor.eps - eps).square().mean()
+            for name, found in (("error", guess.eps), ("line", anchor.line)):
+                figures[f"{name}_{gap}"] = round(((found - eps).square().mean() / reused).item(), 4)
             inside = ((guess.eps - eps).abs() <= guess.radius).float().mean()
             figures[f"held_{gap}"] = round(inside.item(), 3)
         return figures
 
     def _guess(
-        self, pair: Pair, paths: Paths, image_B: Tensor, place_B: Tensor, anchor_B: Tensor
+        self, pair: Pair, paths: Paths, image_B: Tensor, place_B: Tensor, asked_2B: Tensor
     ) -> tuple[Guess, Tensor, Anchor]:
-        """The device's guesses, the truth [B, C, H, H], and what the guesses began from."""
-        anchor = paths.anchor(image_B, anchor_B, self.original_T, pair.projection)
+        """The device's guesses, the truth [B, C, H, H], and what the guesses began from. The cloud was asked
+        at these steps, last and before; -1: never."""
+        anchor = paths.anchor(image_B, asked_2B[0], self.original_T, pair.projection)
+        last_B, before_B = (self.clear_T[asked_B.clamp(min=0)] for asked_B in asked_2B)
+        far_B = ((self.clear_T[place_B] - last_B) / (last_B - before_B)).clamp(max=FARTHEST)
+        far_B = torch.where(asked_2B[1] >= 0, far_B, 0.0)[:, None, None, None]
+        before = paths.eps[image_B, asked_2B[1].clamp(min=0)].float()
+        anchor = replace(anchor, line=anchor.eps + far_B * (anchor.eps - before))
         state, eps = (values[image_B, place_B].float() for values in (paths.state, paths.eps))
         labels_B, scale_B = paths.label[image_B], paths.guidance[image_B]
         return pair.device(state, self.original_T[place_B], labels_B, scale_B, anchor), eps, anchor
 
     def _losses(
-        self, pair: Pair, paths: Paths, image_B: Tensor, place_B: Tensor, anchor_B: Tensor
+        self, pair: Pair, paths: Paths, image_B: Tensor, place_B: Tensor, asked_2B: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Of the centre and of the radius."""
         loss = self.run.loss
-        guess, eps, anchor = self._guess(pair, paths, image_B, place_B, anchor_B)
-        reused_B = (anchor.eps - eps).square().mean((1, 2, 3)) + loss.floor
+        guess, eps, anchor = self._guess(pair, paths, image_B, place_B, asked_2B)
+        assert anchor.line is not None, "every anchor of a path has one"
+        reused_B = (anchor.line - eps).square().mean((1, 2, 3)) + loss.floor
         error_B = (guess.eps - eps).square().mean((1, 2, 3))
         worst_B = len(eps) * (loss.alpha * (error_B / reused_B).detach()).softmax(0)
         off = (guess.eps - eps).abs().detach() - guess.radius

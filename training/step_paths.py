@@ -9,12 +9,12 @@ Shapes: N images, T steps, C channels, H the side of the latent, P patches, D wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from shared.decoding.denoising import Denoising
+from shared.decoding.denoising import Denoising, extrapolated
 from shared.models.by_step import latent_shape
 from shared.models.families.dit import DiTModel
 from shared.models.families.dit_device import NOBODY, Anchor, StepDevice
@@ -78,6 +78,7 @@ def _chunk(cloud: DiTModel, process: Denoising, seeds: range, mix: Mix | None) -
     state = torch.cat([process.start(seed, shape) for seed in seeds])
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
     anchor: Anchor | None = None
+    known: list[tuple[int, Tensor]] = []  # steps and noises of the cloud, the last two
     for step in range(len(process)):
         step_B = torch.full((len(seeds),), process.original(step))
         out, hidden = cloud.denoised(state, step_B, label_B, guidance)
@@ -86,7 +87,10 @@ def _chunk(cloud: DiTModel, process: Denoising, seeds: range, mix: Mix | None) -
         if mix is not None:
             if anchor is None or rng.random() < 1 / gap:
                 anchor = Anchor(step_B, said, hidden @ mix.projection_DF)
+                known = [*known[-1:], (step, said)]
             else:
+                if len(known) == 2:
+                    anchor = replace(anchor, line=extrapolated(process, step, known[1], known[0]))
                 eps = mix.device(state, step_B, label_B, scale_B, anchor).eps
         state = process.back(step, state, eps, None, seeds.start)
     return Paths(*_stacked(seen), label_B, scale_B)

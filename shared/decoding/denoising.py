@@ -33,7 +33,7 @@ SAMPLERS = ("ddim", "ddpm")
 PRECISIONS = ("fp16", "fp32")
 JUDGEMENT = "output"  # the acceptance of models by steps: the cloud's output stands
 MAX_PLACES = 2**16  # of a latent: more would share noise with the next step
-UNSCORED = ("never", "always")
+FARTHEST = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,10 +176,10 @@ def extrapolated(
     process: Denoising, step: int, last: tuple[int, Tensor], before: tuple[int, Tensor]
 ) -> Tensor:
     """The noise at a step on the straight line, in clearness, through two known ones: what multi-step solvers
-    do for nothing (Lu et al., "DPM-Solver++", 2022)."""
+    do for nothing (Lu et al., "DPM-Solver++", 2022). The line is followed FARTHEST times its known part."""
     (place, eps), (earlier, eps_earlier) = last, before
     here, there, further = (process.clearness(at) for at in (step, place, earlier))
-    return eps + (eps - eps_earlier) * ((here - there) / (there - further))
+    return eps + (eps - eps_earlier) * min((here - there) / (there - further), FARTHEST)
 
 
 def _noise(seed: int, key: int, shape: tuple[int, int, int], stream: int) -> Tensor:

@@ -31,7 +31,7 @@ from tests.tiny_steps import CHANNELS, FEATURES, LABELS, SIDE, SPACING, STEPS, b
 
 REQUEST = StepRequest("a red house", 7, 2.0, SPACING, "ddim")
 SHAPE = (CHANNELS, SIDE, SIDE)
-SOMETIMES = step_policy.ciar(0.08, prefix=2, max_gap=4)
+SOMETIMES = step_policy.ciar(0.08, "interval", prefix=2, max_gap=4)
 torch.set_num_threads(1)
 
 
@@ -165,12 +165,12 @@ async def test_after_a_gap_the_device_asks_in_any_case(server, package) -> None:
     assert kept == "cckkkckkkc"
 
 
-async def test_an_untrained_device_repeats_the_cloud(tmp_path: Path) -> None:
-    """Its output layer is zero, so it is `reuse`."""
+async def test_an_untrained_device_extrapolates(tmp_path: Path) -> None:
+    """Its output layer is zero, so it is `extrapolate`."""
     home = build_tiny_steps(tmp_path / "untrained", trained=False)
     cloud, package = (load(str(home), Path()) for load in (load_step_cloud, load_step_package))
     async with running(cloud, Settings(max_sessions=1)) as server:
-        rival = await over(server, package, step_policy.rival("reuse", 4))
+        rival = await over(server, package, step_policy.rival("extrapolate", 4))
         ours = await over(server, package, replace(step_policy.rival("reuse", 4), predictor="device"))
     assert torch.equal(rival.latent, ours.latent)
     assert rival.progress.counters.cloud_forwards == ours.progress.counters.cloud_forwards == 4
@@ -368,9 +368,9 @@ def test_impossible_policies_are_refused(wrong) -> None:
 
 
 def test_a_budget_is_looked_up(package) -> None:
-    assert threshold_of(package, "interval", REQUEST, 0.4) == pytest.approx(0.275)
-    for gate, request in (("radius", REQUEST), ("interval", replace(REQUEST, spacing="ddim20"))):
-        with pytest.raises(InvalidRequest, match="interval on ddim10 ddim"):
+    assert threshold_of(package, "radius", REQUEST, 0.4) == pytest.approx(0.275)
+    for gate, request in (("interval", REQUEST), ("radius", replace(REQUEST, spacing="ddim20"))):
+        with pytest.raises(InvalidRequest, match="radius on ddim10 ddim"):
             threshold_of(package, gate, request, 0.4)
 
 

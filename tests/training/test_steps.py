@@ -81,7 +81,7 @@ def test_what_is_exported_is_a_pair_that_draws(runs: Path) -> None:
 async def over_a_wire(home: str, request: StepRequest, threshold: float) -> Denoised:
     """The last step of a picture of the pair."""
     package, cloud = load_step_package(home, Path()), load_step_cloud(home, Path())
-    policy = step_policy.ciar(threshold, prefix=1)
+    policy = step_policy.ciar(threshold, "interval", prefix=1)
     async with running(cloud, Settings()) as server, CloudLink(f"127.0.0.1:{server.port}") as link:
         return [step async for step in denoise(package, request, policy, link)][-1]
 

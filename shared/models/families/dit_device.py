@@ -1,8 +1,9 @@
 """The small companion of a DiT: one block that predicts how the cloud's noise has changed since it was asked.
 
-The change is added to the cloud's last output, and the output layer begins as zero: an untrained device says
-what the cloud said last. The Inter-Head's radius says how far off the centre may be. Beside the latent it is
-shown that output and the cloud's last hidden state, projected. Without a cloud both are zero.
+The change is added to where the line through the cloud's last two outputs leads, or to the last one where
+there is no other, and the output layer begins as zero: an untrained device extrapolates. The Inter-Head's
+radius says how far off the centre may be. Beside the latent it is shown that line and the cloud's last hidden
+state, projected. Without a cloud both are zero.
 
 Shapes: B rows, C channels, H the side of the latent, N patches, D width, F features a patch.
 """
@@ -37,12 +38,13 @@ class StepCompanion:
 @dataclass(frozen=True, eq=False)
 class Anchor:
     """What the cloud said last: the original step [B], guided noise [B, C, H, W], features [B, N, F], the
-    place of the variance where the model has one."""
+    place of the variance where the model has one; and the noise a change is added to (None: the last)."""
 
     step_B: Tensor
     eps: Tensor
     features: Tensor
     spread: Tensor | None = None
+    line: Tensor | None = None
 
 
 class StepDevice(nn.Module):
@@ -69,7 +71,8 @@ class StepDevice(nn.Module):
         gap_B = (anchor.step_B - step_B).clamp(max=STEPS)
         c_BD = base.t_embedder(step_B) + base.y_embedder(labels_B) + self.gap_embedder(gap_B)
         c_BD = c_BD + self.guidance(scale_B[:, None])
-        x_BTD = base.x_embedder(x_BCHH) + base.pos_embed + self.said(anchor.eps) + self.seen(anchor.features)
+        begun = anchor.eps if anchor.line is None else anchor.line
+        x_BTD = base.x_embedder(x_BCHH) + base.pos_embed + self.said(begun) + self.seen(anchor.features)
         for block in base.blocks:
             x_BTD = block(x_BTD, c_BD)
         normed_BTD = base.final_layer.normed(x_BTD, c_BD)
@@ -78,7 +81,7 @@ class StepDevice(nn.Module):
         spread = change[:, config.channels :] if config.learned_spread else None
         if spread is not None and anchor.spread is not None:
             spread = spread + anchor.spread
-        return Guess(anchor.eps + change[:, : config.channels], radius, anchor.eps, spread)
+        return Guess(begun + change[:, : config.channels], radius, anchor.eps, spread)
 
     def nobody(self, rows: int) -> Anchor:
         """What a device without a cloud begins from."""
@@ -93,7 +96,7 @@ class StepDevice(nn.Module):
 def cut_steps(cloud: DiTModel, layers: int, companion: StepCompanion) -> StepDevice:
     """The cloud's embeddings and first blocks, with an output layer of zeros. Raises InvalidRequest.
 
-    Such a device says what the cloud said last, whatever it is shown.
+    Such a device extrapolates, whatever it is shown.
     """
     if not 1 <= layers <= cloud.config.depth:
         what = f"{layers} layers of {cloud.config.depth}"
