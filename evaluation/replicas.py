@@ -28,6 +28,7 @@ from shared.models.zoo import DevicePackage
 HEADER = ("two replicas behind", "images", "identical", "resumed images", "longest wait s", "killed at image")
 ABREAST = 4  # images at a time
 _WAIT_S = 120.0
+_BUSY_S = 10.0  # patience until one of them has an image
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,11 @@ class Study:
 
 
 async def kill_a_busy_one(replicas: Sequence[ServerProcess], start_again: bool = True) -> None:
-    """SIGKILL the replica that has most images. Raises CiarError where none has any."""
-    busy = [await replica.sessions() for replica in replicas]
-    if not any(busy):
-        raise CiarError("no replica draws anything", f"sessions: {busy}")
+    """SIGKILL the replica that has most images. Raises CiarError where none gets any."""
+    deadline = time.monotonic() + _BUSY_S
+    while not any(busy := [await replica.sessions() for replica in replicas]):
+        if time.monotonic() > deadline:
+            raise CiarError("no replica draws anything", f"sessions: {busy}, for {_BUSY_S:g} s")
     victim = replicas[busy.index(max(busy))]
     victim.kill()
     if start_again:

@@ -212,7 +212,7 @@ async def test_a_killed_replica_behind_envoy_costs_no_image(
         await other.ready()
         pair = (server, other)
         with replicas.envoy(replicas.read_envoy(ENVOY), [replica.target for replica in pair]) as target:
-            requests = [Request("a red cat", seed, WARP) for seed in range(8)]
+            requests = [Request("a red cat", seed, WARP) for seed in range(24)]
             policy = policy_for("exact", package.calibration)
             study = replicas.Study("Envoy", package, requests, policy, target, server.target)
             seen = await study.run(lambda: replicas.kill_a_busy_one(pair))
