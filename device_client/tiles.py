@@ -1,7 +1,7 @@
 """Unfinished pictures for almost nothing: every codebook entry as a small tile of colour, fitted once.
 
 The VQ decoder takes tens of milliseconds, too much to run at every step. Where all of a neighbourhood is one
-token, what the decoder makes of it is nearly linear in the token's code vector; a fit to a few dozen codes
+token, what the decoder makes of it is nearly quadratic in the token's code vector; a fit to dozens of codes
 gives a tile for each of them, and an unfinished picture is a mosaic of tiles. Knows nothing of progress.
 """
 
@@ -20,9 +20,10 @@ from torch import Tensor
 from shared.models.vq import VQModel, to_pixels
 
 SIDE = 8  # pixels per tile and side at most; less where a token covers fewer
-SAMPLES = 64  # codes the fit decodes, or twice the width of a code
-AROUND = 3  # each in a square of 3 x 3 equal tokens, of which the middle one counts
-RIDGE = 1e-3
+SAMPLES = 128  # codes the fit decodes, or twice the width of a code
+AROUND = 5  # each in a square of 5 x 5 equal tokens, of which the middle one counts
+NARROW = 16  # numbers in a code up to which their products are fitted as well
+RIDGE = 1e-5
 BLANK = 200  # the grey of what is not drawn yet
 
 
@@ -64,17 +65,23 @@ class Tiles:
 
 
 def _fit(vq: VQModel) -> Tensor:
-    """Ridge regression from code vectors [V, E] to tiles [V, S, S, 3]."""
+    """Ridge regression from code vectors [V, E] and their products to tiles [V, S, S, 3]."""
     codes_VE = vq.quantize.codes()
     vocab, width = codes_VE.shape
-    ones = torch.ones(vocab, 1)
-    inputs_VE = torch.cat([codes_VE, ones], 1)
+    inputs_VE = torch.cat([codes_VE, _products(codes_VE), torch.ones(vocab, 1)], 1)
     chosen_N = torch.randperm(vocab, generator=torch.Generator().manual_seed(0))[: max(SAMPLES, 2 * width)]
     outputs_NP = _decoded(vq, chosen_N)
     x_NE = inputs_VE[chosen_N]
-    square = x_NE.T @ x_NE + RIDGE * len(x_NE) * torch.eye(width + 1)
+    square = x_NE.T @ x_NE + RIDGE * len(x_NE) * torch.eye(inputs_VE.shape[1])
     fitted_VP = inputs_VE @ torch.linalg.solve(square, x_NE.T @ outputs_NP)
     return to_pixels(F.pixel_shuffle(fitted_VP[:, :, None, None], _side(vq)), vq.config.pixel_shift)
+
+
+def _products(codes_VE: Tensor) -> Tensor:
+    """Of every two numbers of a code, squares included; none of a code that is wide."""
+    width = codes_VE.shape[1] if codes_VE.shape[1] <= NARROW else 0
+    first, second = torch.triu_indices(width, width)
+    return codes_VE[:, first] * codes_VE[:, second]
 
 
 def _decoded(vq: VQModel, ids_N: Tensor) -> Tensor:

@@ -71,10 +71,11 @@ def log_to_stderr(program: str, form: LogFormat, level: int = logging.INFO) -> N
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """Whether a record says something. grpc.aio polls a pipe that another thread may just have emptied; that
-    does no harm, and asyncio logs it as an error."""
+    """Whether a record says something. grpc.aio polls a pipe that another thread may just have emptied, or
+    has an answer left for a loop that has ended; neither does harm, and asyncio logs both as errors."""
     error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, BlockingIOError) and "PollerCompletionQueue" in record.getMessage())
+    harmless = isinstance(error, BlockingIOError) or str(error) == "Event loop is closed"
+    return not (harmless and "PollerCompletionQueue" in record.getMessage())
 
 
 class _Enqueue(QueueHandler):

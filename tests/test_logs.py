@@ -13,4 +13,6 @@ def test_an_empty_poll_is_no_news_and_other_errors_are() -> None:
 
     poll = "Exception in callback PollerCompletionQueue._handle_events()()"
     assert not is_news(record(BlockingIOError(11, "unavailable"), poll))
+    assert not is_news(record(RuntimeError("Event loop is closed"), poll))
+    assert is_news(record(RuntimeError("Event loop is closed"), "another"))
     assert is_news(record(OSError(9, "bad"), poll)) and is_news(record(BlockingIOError(11, "x"), "another"))

@@ -247,7 +247,7 @@ async def test_the_documentation_has_an_example(client: httpx.AsyncClient) -> No
     api = (await client.get("/openapi.json")).json()
     assert api["components"]["schemas"]["GenerateBody"]["examples"][0]["prompt"] == "a cat"
     post = api["paths"]["/generate"]["post"]
-    assert set(post["responses"]) == {"200", "409", "422", "429", "500", "503"}
+    assert set(post["responses"]) == {"200", "400", "409", "422", "429", "500", "503"}
     content = post["responses"]["200"]["content"]
     assert set(content) == {"application/json", "image/png", "text/event-stream"}
     assert (await client.get("/docs")).status_code == 200
