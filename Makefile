@@ -63,12 +63,13 @@ serve: $(READY) ## start a cloud server; MODEL=emoji PORT=50051
 	$(BIN)/cloud-server --model $(MODEL) --port $(PORT)
 
 train: $(READY) ## train a model folder from pictures; DATA=folder RUNS=runs MODEL_OUT=runs/model
-	@echo "== train: $(DATA) to $(MODEL_OUT): tokenizer, base, device, bundle (hours on a CPU; each step resumes)"
+	@echo "== train: $(DATA) to $(MODEL_OUT): tokenizer, base, device, bundle, rehearse (hours on a CPU; each step resumes)"
 	$(BIN)/ciar-train tokenizer --data $(DATA) --out $(RUNS)/tokenizer
 	$(BIN)/ciar-train base --data $(DATA) --tokenizer $(RUNS)/tokenizer/vq --out $(RUNS)/base
 	$(BIN)/ciar-train device --data $(DATA) --tokenizer $(RUNS)/tokenizer/vq --cloud $(RUNS)/base/cloud --out $(RUNS)/device
 	$(BIN)/ciar-train bundle --tokenizer $(RUNS)/tokenizer/vq --cloud $(RUNS)/base/cloud \
 		--device $(RUNS)/device/device --out $(MODEL_OUT)
+	$(BIN)/ciar-eval rehearse $(MODEL_OUT) --data $(DATA)
 
 bench: $(READY) ## measure every policy and print the tables
 	@echo "== bench: ciar-eval bench"

@@ -40,9 +40,7 @@ class Image(Ledger):
         self._guesses: dict[int, int] = {}  # place -> what the cloud guessed there
         self._sent = 0
         self._pace = pace(policy.pacing)
-        self._pacing = pacing_for(
-            policy.threshold, policy.budget, policy.gate, package.calibration, self.size
-        )
+        self._pacing = pacing_for(policy.threshold, policy.budget, policy.gate, package.calibration)
         self._opened_s = 0.0  # of `wait_s`
         with self._timed("device_s"):
             given = package, request.prompt, request.seed, request.warp

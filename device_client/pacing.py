@@ -100,9 +100,6 @@ def pace(name: str) -> Pace:
     return PACES[name]
 
 
-def pacing_for(
-    threshold: float, budget: float | None, gate: str, calibration: Calibration, tokens: int
-) -> Pacing:
+def pacing_for(threshold: float, budget: float | None, gate: str, calibration: Calibration) -> Pacing:
     """What the paces of one image need; the table is missing for gates that have none."""
-    share = math.floor(calibration.prefix_rate * tokens + 1e-9) / tokens
-    return Pacing(threshold, budget, calibration.gates.get(gate), share)
+    return Pacing(threshold, budget, calibration.gates.get(gate), calibration.prefix_share)

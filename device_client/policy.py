@@ -25,11 +25,12 @@ MAX_IN_FLIGHT = 4
 OFFLINE = ("retry", "finish")  # what becomes of an image when no cloud can be had
 ADAPTIVE = "adaptive"
 DEFAULT_GATE = "entropy"  # where no calibration names another; adaptive spans go by the same
-DEFAULT_BUDGET = 0.32  # cloud forwards per token, calibrated at spans of 5
+DEFAULT_BUDGET = 0.2  # cloud forwards per token, rehearsed
 DEFAULT_PREFIX_RATE = 0.06
+PREFIX_WINDOW = 16  # the prefix is drawn by Jacobi iteration: the same tokens in fewer forwards
 # Adaptive spans: tokens at most, and the floor. With guesses of the cloud's in them, long spans pay.
 ADAPTIVE_CAP, ADAPTIVE_FLOOR = 16, 0.3
-GUESSING_CAP, GUESSING_FLOOR = 24, 0.1
+GUESSING_CAP, GUESSING_FLOOR = 32, 0.01
 UNSCORED = ("never", "always")  # gates that need no threshold and no calibration
 _GATING = ("gate", "threshold", "cloud_budget", "promise", "pacing")
 # Overrides that would contradict what a mode is; `acceptance` also says how a side draws:
@@ -138,23 +139,17 @@ _CIAR = Policy(
     mode="ciar",
     gate=DEFAULT_GATE,
     threshold=0.0,
-    span=ADAPTIVE_CAP,
-    adaptive_floor=ADAPTIVE_FLOOR,
+    span=GUESSING_CAP,
+    adaptive_floor=GUESSING_FLOOR,
     prefix_rate=DEFAULT_PREFIX_RATE,
     acceptance="coupled",
     features=True,
     use_cloud=True,
-)
-_EXACT = replace(
-    _CIAR,
-    mode="exact",
-    gate="always",
-    span=GUESSING_CAP,
-    adaptive_floor=GUESSING_FLOOR,
-    prefix_rate=0.0,
-    features=False,
     guesses=True,
+    alone="jacobi",
+    window=PREFIX_WINDOW,
 )
+_EXACT = replace(_CIAR, mode="exact", gate="always", prefix_rate=0.0, features=False, alone="", window=0)
 _CLOUD_ONLY = replace(_EXACT, mode="cloud-only", span=1, adaptive_floor=None, prefix_rate=1.0, guesses=False)
 _DEVICE_ONLY = replace(_CLOUD_ONLY, mode="device-only", gate="never", prefix_rate=0.0, use_cloud=False)
 _PRESETS = {policy.mode: policy for policy in (_CIAR, _EXACT, _CLOUD_ONLY, _DEVICE_ONLY)}
@@ -188,7 +183,7 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
                   or
     promise       the share of kept tokens that may differ from the cloud's draw, looked up there as well
     pacing        "fixed", "budget" or "cost"
-    span          tokens, or "adaptive": up to 16, ended at a floor of 0.3; with guesses, up to 24 and 0.1
+    span          tokens, or "adaptive": up to 32, ended at a floor of 0.01; without guesses, up to 16 and 0.3
 
     Raises InvalidRequest for an unknown name, a value out of range, a gate without calibration, and overrides
     that contradict each other or mean nothing in this mode. `calibration` may be None where none is needed.
@@ -204,6 +199,10 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     changes = {"prefix_rate": prefix_rate, "pacing": pacing, "acceptance": acceptance, **rounds}
     if guesses is None and tree is not None:
         changes["guesses"] = False  # a tree is no chain to put guesses into
+    if alone is None and window is None and acceptance not in (None, "coupled"):
+        changes |= {"alone": "", "window": 0}  # under other rules iterations do not settle on plain draws
+    elif alone is not None and window is None:
+        changes["window"] = 0
     policy = replace(
         policy,
         gate=gate or (usual if mode == "ciar" else policy.gate),

@@ -22,6 +22,7 @@ from evaluation.verbs.masked import Masked
 from evaluation.verbs.method import Method
 from evaluation.verbs.operations import Faults, Load, Replicas, Soak
 from evaluation.verbs.quality import Quality
+from evaluation.verbs.rehearse import Rehearse
 from evaluation.verbs.replay import Record, Replay
 from evaluation.verbs.scales import Scales
 from evaluation.verbs.serving import Fuzz, Overhead
@@ -48,6 +49,7 @@ class EvalApp(BaseSettings):
     plot: CliSubCommand[Draw]
     quality: CliSubCommand[Quality]
     auroc: CliSubCommand[Auroc]
+    rehearse: CliSubCommand[Rehearse]
     bench: CliSubCommand[Bench]
     trace: CliSubCommand[Record]
     replay: CliSubCommand[Replay]

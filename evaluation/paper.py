@@ -10,17 +10,31 @@ from types import MappingProxyType
 
 from evaluation import columns as c
 from evaluation.comparison import Line, Matched, TableSpec
-from evaluation.policies import BASE, CIAR, EAGLE, EXACT, LANTERN, LANTERN_TREE, PARALLEL, SCD, SJD, Row
+from evaluation.policies import (
+    BASE,
+    CIAR,
+    EAGLE,
+    EXACT,
+    LANTERN,
+    LANTERN_TREE,
+    PARALLEL,
+    PUBLISHED,
+    SCD,
+    SJD,
+    Row,
+)
 
 EQUAL_BUDGET = 0.30  # cloud forwards per token at which gates are compared
 LINKS = ("5g", "wifi", "4g")
 
 DEVICE_ONLY = Row("device only", "device-only")
-CODE = Row("CoDe 0.3", "ciar", MappingProxyType({"gate": "never", "prefix_rate": 0.3}))
+CODE = Row("CoDe 0.3", "ciar", MappingProxyType({**PUBLISHED, "gate": "never", "prefix_rate": 0.3}))
 SPECULATION = Row(
     "speculation, span 5",
     "ciar",
-    MappingProxyType({"gate": "always", "span": 5, "prefix_rate": 0.0, "acceptance": "rejection"}),
+    MappingProxyType(
+        {**PUBLISHED, "gate": "always", "span": 5, "prefix_rate": 0.0, "acceptance": "rejection"}
+    ),
 )
 NO_VARIANT = "needs a device model of that kind: --variants FOLDER"
 

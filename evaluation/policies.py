@@ -37,6 +37,8 @@ class Row:
 
 BASE = Row("cloud-only", "cloud-only")
 _PLAIN = {"guesses": False}
+# The paper's rounds: spans and a prefix, no guesses, one token of the prefix per forward.
+PUBLISHED = MappingProxyType({**_PLAIN, "alone": ""})
 EXACT = (
     Row("exact", "exact"),
     Row("exact, no guesses", "exact", MappingProxyType(_PLAIN)),
@@ -48,14 +50,14 @@ EXACT = (
     Row("exact, no guesses, 4 in flight", "exact", MappingProxyType({**_PLAIN, "in_flight": 4})),
     Row("exact, no guesses, span 5", "exact", MappingProxyType({**_PLAIN, "span": 5})),
     Row("exact, no guesses, span 16", "exact", MappingProxyType({**_PLAIN, "span": 16})),
-    Row("always, span 1", "ciar", MappingProxyType({"gate": "always", "span": 1})),
-    Row("always, span 5", "ciar", MappingProxyType({"gate": "always", "span": 5})),
-    Row("always, span 16", "ciar", MappingProxyType({"gate": "always", "span": 16})),
+    Row("always, span 1", "ciar", MappingProxyType({**PUBLISHED, "gate": "always", "span": 1})),
+    Row("always, span 5", "ciar", MappingProxyType({**PUBLISHED, "gate": "always", "span": 5})),
+    Row("always, span 16", "ciar", MappingProxyType({**PUBLISHED, "gate": "always", "span": 16})),
 )
 GATED = ("agreement", "certificate", "interval", "discrete", "margin", "entropy", "softmax", "random")
 CIAR = Row("ciar, default", "ciar")
 DEAF = Row("ciar, no features", "ciar", features=False)
-DEVICE = Row("never, prefix 0.06", "ciar", MappingProxyType({"gate": "never"}))
+DEVICE = Row("never, prefix 0.06", "ciar", MappingProxyType({**PUBLISHED, "gate": "never"}))
 
 
 def _alone(name: str, alone: str, window: int) -> Row:

@@ -24,7 +24,7 @@ from device_client.link import CloudLink
 from device_client.loop import Progress, Request, decode
 from device_client.policy import Policy
 from evaluation.network import LOOPBACK, Profile
-from evaluation.policies import Row
+from evaluation.policies import PUBLISHED, Row
 from evaluation.records import Record
 from shared.decoding.calibration import Calibration
 from shared.errors import CiarError
@@ -32,7 +32,7 @@ from shared.models.zoo import DevicePackage
 
 READY_S = 300.0  # compiling takes minutes; a server that cannot start says so at once
 _LOOK_S = 0.02  # between two looks at what a program says
-TRIED_BUDGETS = (0.12, 0.2, 0.25, 0.28, 0.3, 0.32)
+TRIED_SHARES = (0.08, 0.15, 0.22, 0.3, 0.4, 0.55)  # of the places that a threshold would have judged
 PAPER_SPAN = 5  # tokens per span of the rows that compare gates
 TUNING_SEED = 5_000  # images that settle a threshold are never measured
 
@@ -144,13 +144,13 @@ def matched(package: DevicePackage, target: str, prompts: Sequence[str], gate: s
 
 def gate_row(name: str, threshold: float, gate: str) -> Row:
     """The paper's system with one gate: spans of 5, a prefix, local tokens."""
-    return Row(name, "ciar", {"gate": gate, "threshold": threshold, "span": PAPER_SPAN})
+    return Row(name, "ciar", {**PUBLISHED, "gate": gate, "threshold": threshold, "span": PAPER_SPAN})
 
 
 def tried_thresholds(calibration: Calibration, gate: str) -> list[float]:
     """Thresholds of a gate to settle one between, those that ask least first."""
     table = calibration.table(gate)
-    return sorted({table.threshold(rate) for rate in TRIED_BUDGETS}, reverse=True)
+    return sorted({table.asking(share) for share in TRIED_SHARES}, reverse=True)
 
 
 def settled(tried: Sequence[float], drawn: Sequence[Sequence[Record]], budget: float) -> float:

@@ -158,8 +158,8 @@ class BridgeTrainer:
 def export(bridge: Bridge, source: Path, target: Path) -> None:
     """A device folder as `source` with the bridge's phi, and W where the cloud finds it.
 
-    No gate reads phi, so the calibration stays true of what it counts without features; `ciar-train gate`
-    rehearses again with them.
+    No gate reads phi, so the calibration stays true of what it counts without features; `ciar-eval rehearse`
+    counts with them.
     """
     shutil.copytree(source, target, dirs_exist_ok=True)
     device = load_device(source)

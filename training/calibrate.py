@@ -68,4 +68,4 @@ def fit(  # noqa: PLR0913 - what a table says about itself
     """The table of every gate from scores [N, T]."""
     prefix = int(prefix_rate * agree_NT.shape[1])
     tables = {name: fit_gate(score_NT, agree_NT, span, prefix) for name, score_NT in scores.items()}
-    return Calibration(cloud_digest, warp, span, prefix_rate, tables)
+    return Calibration(cloud_digest, warp, span, prefix / agree_NT.shape[1], tables)

@@ -69,7 +69,7 @@ class Base(PlacedRun):
 
 
 class Gate(BaseModel):
-    """Fit the gates of a finished pair: the agreement network, radii, threshold tables, promises."""
+    """Fit the gates of a finished pair: the agreement network, radii, tables. Then: ciar-eval rehearse."""
 
     model: CliPositionalArg[Path] = Field(
         description="model folder; gate.safetensors and calibration.json of its device/ are written"
@@ -78,15 +78,13 @@ class Gate(BaseModel):
     data: Path | None = Field(None, description="picture folder whose captions are the prompts, with")
     preset: str = Field("everyday", description=f"the preset of the pair, one of {sorted(PRESETS)}")
     images: int = Field(192, description="images the cloud draws: half fit, half calibrate", gt=1)
-    rehearsed: int = Field(16, description="images rehearsed per gate and threshold; 0: none", ge=0)
-    promised: int = Field(96, description="the same for gates that promise a share of wrong tokens", ge=0)
     cache: Path | None = Field(None, description="file that keeps the drawn images for the next time")
     threads: int = Field(1, description="torch threads", gt=0)
 
     def run(self) -> None:
-        """Draw, fit, rehearse, write, print how well every gate ranks."""
+        """Draw, fit, write, print how well every gate ranks."""
         prompts = gate_prompts(self.prompts, self.data, self.preset, self.images)
-        fitted = fit_model(GateRun(self.model, prompts, self.cache, self.rehearsed, self.promised))
+        fitted = fit_model(GateRun(self.model, prompts, self.cache))
         ranks = ", ".join(f"{name} {rank:.3f}" for name, rank in fitted.ranks.items())
         print(f"{self.model}: gates fitted on {len(prompts)} images; AUROC {ranks}")
 

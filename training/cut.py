@@ -124,12 +124,17 @@ def _score(
     return score_image(seed, centre_TV, device.radius(hidden_2TD[0]), tokens_T, warp)
 
 
-def forced_rows(model: ImageModel, prompt: str, tokens_T: Tensor) -> Tensor:
-    """Hidden states [2, T, D] that judge every place of a known image: the prompt's row, the unguided one."""
+def forced_rows(model: ImageModel, prompt: str, tokens_T: Tensor, extra_TD: Tensor | None = None) -> Tensor:
+    """Hidden states [2, T, D] that judge every place of a known image: the prompt's row, the unguided one.
+
+    extra_TD  is added to the embeddings of the tokens (eq. 6)
+    """
     rows_2ND = model.prompt_rows(prompt)
     length, count = rows_2ND.shape[1], len(tokens_T) - 1
     first = model.config.prefix_len - length
     x_TD = model.gpt.embed_tokens(tokens_T[:-1], torch.arange(count))
+    if extra_TD is not None:
+        x_TD = x_TD + extra_TD[:-1]
     positions_2S = torch.arange(first, first + length + count).expand(2, -1)
     window = plain_window(positions_2S, torch.tensor(model.starts(length)))
     hidden_2SD: Tensor = model.gpt(torch.cat([rows_2ND, x_TD.expand(2, -1, -1)], 1), window)

@@ -31,11 +31,10 @@ from training.cut import cut_device
 from training.drawn import HELD_SEED, TRAIN_SEED, Source
 from training.engine import Engine
 from training.forcing import guidance_rows, prompt_weights, teacher_forced_hidden
-from training.gate import Fitting, fit_gates, play, write_fitted
+from training.gate import Fitting, Pair, fit_gates, write_fitted
 from training.inter_dro import InterDRO, heads_loss
 from training.mixture import Blend, Mixture, check_form
 from training.presets import preset
-from training.rehearsal import Pair
 from training.runs import Learner, drive
 from training.scenes import scene_split
 from training.stopping import EarlyStop
@@ -226,8 +225,8 @@ class DeviceTrainer:
         """Write the device folder, its gates calibrated on the held-back images."""
         run = self.run
         save_device(run.out / "device", model)
-        pair = Pair(word_model(run.cloud), model.cpu(), None)
-        write_fitted(run.out / "device", fit_gates(pair, self.held_back, Fitting(play(run.warp))))
+        pair = Pair(word_model(run.cloud), model.cpu())
+        write_fitted(run.out / "device", fit_gates(pair, self.held_back, Fitting(run.warp)))
 
     def advance(self) -> dict[str, float]:
         """One optimiser step on a mixture of drawn and real sequences; the losses are per position."""

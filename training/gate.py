@@ -1,71 +1,55 @@
 """`ciar-train gate`: everything the gates of a finished pair need, fitted on images the cloud draws.
 
 The agreement network and the factors on radii learn from one half of the images. On the other half every
-gate gets its table; then the gated decode is rehearsed, so that a call rate is that of an image in which kept
-tokens stand in for the cloud's, and a promise counts the tokens that were kept wrongly in their own context.
+gate gets its table, teacher-forced: what a kept token changes, and what guesses save, only the whole system
+knows; `ciar-eval rehearse` runs that and puts real call rates and promises into the tables.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from safetensors.torch import load_file
-from torch import Tensor
-
 from shared.decoding.agreement import Learned
-from shared.decoding.calibration import (
-    Calibration,
-    GateTable,
-    auroc,
-    fit_gate,
-    keep_promises,
-    with_calls,
-)
+from shared.decoding.calibration import Calibration, auroc, fit_gate
 from shared.decoding.warp import Warp
 from shared.errors import InvalidRequest, ModelMismatch
 from shared.models.checkpoint import digest, load_device, load_model
+from shared.models.family import ImageModel
 from shared.models.gate_file import GATE_FILE, write_learned
-from shared.models.zoo import BRIDGE, CALIBRATION, read_calibration, write_calibration
+from shared.models.inter_head import DeviceModel
+from shared.models.zoo import CALIBRATION, read_calibration, write_calibration
 from training.agreement import Example, fit_learned
-from training.calibrate import SCORED, Scores, look, stacked
+from training.calibrate import SCORED, look, stacked
 from training.cut import read_prompts
 from training.drawn import HELD_SEED, Sequences
 from training.images import cloud_log_p, device_interval, draw_images
 from training.presets import preset
-from training.rehearsal import Ask, Pair, Play, rehearse
 from training.scenes import scene_split
 
-TRIED = (0.1, 0.15, 0.2, 0.26, 0.32, 0.4)  # teacher-forced budgets whose thresholds are rehearsed
-RISKS = (0.005, 0.01, 0.02, 0.04)  # teacher-forced shares of wrong kept tokens: the same, for promises
-PROMISES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3)
-PROMISED = ("agreement", "certificate")
 DEFAULT = "agreement"
+SPAN, PREFIX_RATE = 16, 0.06  # of the rounds that are counted teacher-forced
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A finished cloud and its device."""
+
+    cloud: ImageModel
+    device: DeviceModel
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """How gates are fitted. The play is that of mode `ciar`.
+    """How gates are fitted: under `warp`, on `factors` images of the first half the cloud is run once more to
+    scale the radii."""
 
-    rehearsed  images that are rehearsed per gate and threshold; 0: call rates stay teacher-forced
-    promised   the same for gates that make promises, which need about 100
-    factors    images of the first half on which the cloud is run once more to scale the radii
-    """
-
-    play: Play
-    rehearsed: int = 16
-    promised: int = 96
+    warp: Warp
     factors: int = 16
     steps: int = 1000
     seed: int = 0
-
-
-def play(warp: Warp) -> Play:
-    """The default policy of mode `ciar`, as the device plays it."""
-    return Play(warp, span=16, floor=0.3, prefix_rate=0.06)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +62,7 @@ class Fitted:
 
 
 def fit_gates(pair: Pair, drawn: Sequences, fitting: Fitting) -> Fitted:
-    """Fit network, factors, tables and promises of a pair on images its cloud drew.
+    """Fit network, factors and tables of a pair on images its cloud drew.
 
     Raises InvalidRequest for fewer than two images.
     """
@@ -87,18 +71,14 @@ def fit_gates(pair: Pair, drawn: Sequences, fitting: Fitting) -> Fitted:
     half = len(drawn.captions) // 2
     learned = _learn(pair, drawn.part(0, half), fitting)
     rest = drawn.part(half, len(drawn.captions))
-    examples = _examples(pair, rest, fitting.play.warp, learned)
+    examples = _examples(pair, rest, fitting.warp, learned)
     scores, agree_NT = stacked(examples, SCORED)
-    tables = _teacher_forced(scores, agree_NT, fitting.play)
-    pair = replace(pair, learned=learned)
-    if fitting.rehearsed:
-        risky = {name: risk_thresholds(scores[name], agree_NT) for name in PROMISED}
-        tables = {n: _rehearsed(pair, rest, n, (tables, risky.get(n, ())), fitting) for n in tables}
+    tokens = agree_NT.shape[1]
+    prefix = int(PREFIX_RATE * tokens)
+    tables = {name: fit_gate(score_NT, agree_NT, SPAN, prefix) for name, score_NT in scores.items()}
     ranks = {name: auroc(score.ravel(), ~agree_NT.ravel()) for name, score in scores.items()}
-    plan, owner = fitting.play, pair.device.config.cloud_digest
-    calibration = Calibration(
-        owner, plan.warp, plan.span, plan.prefix_rate, tables, floor=plan.floor, default_gate=DEFAULT
-    )
+    owner = pair.device.config.cloud_digest
+    calibration = Calibration(owner, fitting.warp, SPAN, prefix / tokens, tables, default_gate=DEFAULT)
     return Fitted(learned, calibration, ranks)
 
 
@@ -121,8 +101,6 @@ class GateRun:
     model: Path
     prompts: tuple[str, ...]
     cache: Path | None = None
-    rehearsed: int = 16
-    promised: int = 96
     steps: int = 1000
     seed: int = HELD_SEED
 
@@ -136,9 +114,9 @@ def fit_model(run: GateRun) -> Fitted:
         raise ModelMismatch(what, f"{cloud_folder} is {owner}", "train a device for this cloud")
     known = folder / CALIBRATION
     warp = read_calibration(known).warp if known.is_file() else device.base.warp
-    pair = Pair(load_model(cloud_folder), device, None, _bridge(folder))
+    pair = Pair(load_model(cloud_folder), device)
     drawn = draw_images(pair.cloud, run.prompts, run.seed, warp, run.cache)
-    fitted = fit_gates(pair, drawn, Fitting(play(warp), run.rehearsed, run.promised, steps=run.steps))
+    fitted = fit_gates(pair, drawn, Fitting(warp, steps=run.steps))
     write_fitted(folder, fitted)
     return fitted
 
@@ -159,11 +137,6 @@ def gate_prompts(file: Path | None, data: Path | None, name: str, images: int) -
     return tuple(itertools.islice(itertools.cycle(lines), images))
 
 
-def _bridge(folder: Path) -> Tensor | None:
-    file = folder / BRIDGE
-    return load_file(file)["weight"].float() if file.is_file() else None
-
-
 def _examples(pair: Pair, drawn: Sequences, warp: Warp, learned: Learned | None) -> list[Example]:
     images = zip(drawn.captions, drawn.seeds, drawn.tokens_NT, strict=True)
     return [
@@ -173,55 +146,8 @@ def _examples(pair: Pair, drawn: Sequences, warp: Warp, learned: Learned | None)
 
 
 def _learn(pair: Pair, drawn: Sequences, fitting: Fitting) -> Learned:
-    warp = fitting.play.warp
+    warp = fitting.warp
     examples = _examples(pair, drawn, warp, None)
     few = list(zip(drawn.captions, drawn.tokens_NT, strict=True))[: fitting.factors]
     log_p = [cloud_log_p(pair.cloud, prompt, tokens_T, warp.unfiltered) for prompt, tokens_T in few]
     return fit_learned(examples, log_p, fitting.steps, fitting.seed)
-
-
-def _teacher_forced(scores: Scores, agree_NT: np.ndarray, play: Play) -> dict[str, GateTable]:
-    prefix = play.prefix(agree_NT.shape[1])
-    return {name: fit_gate(score_NT, agree_NT, play.span, prefix) for name, score_NT in scores.items()}
-
-
-def _rehearsed(
-    pair: Pair,
-    drawn: Sequences,
-    name: str,
-    known: tuple[Mapping[str, GateTable], Sequence[float]],
-    fitting: Fitting,
-) -> GateTable:
-    """The table with call rates, and promises where the gate makes them, from rehearsals.
-
-    known  the teacher-forced tables, and further thresholds to try
-    """
-    tables, more = known
-    table, promising = tables[name], name in PROMISED
-    taus = sorted({*(table.threshold(budget) for budget in TRIED), *more})
-    images = min(fitting.promised if promising else fitting.rehearsed, len(drawn.captions))
-    asks = list(_asks(drawn, images, taus))
-    found = rehearse(pair, asks, fitting.play, name, (DEFAULT, tables[DEFAULT]))
-    calls_MN, kept_MN, wrong_MN = (
-        row.reshape(len(taus), images) for row in (found.calls_N, found.kept_N, found.wrong_N)
-    )
-    table = with_calls(table, taus, calls_MN.mean(1).tolist())
-    if not promising:
-        return table
-    promises, bounds = keep_promises(taus, wrong_MN, kept_MN, PROMISES)
-    return replace(table, promises=promises, bounds=bounds)
-
-
-def risk_thresholds(score_NT: np.ndarray, agree_NT: np.ndarray) -> list[float]:
-    """Per share of RISKS, the largest tau at which no larger a share of the tokens scored at most tau
-    differs from the cloud's; a share that no tau reaches has none."""
-    order = np.argsort(score_NT, axis=None)
-    risk = np.cumsum(~agree_NT.ravel()[order]) / np.arange(1, agree_NT.size + 1)
-    last = [np.flatnonzero(risk <= share) for share in RISKS]
-    return [float(score_NT.ravel()[order[places[-1]]]) for places in last if len(places)]
-
-
-def _asks(drawn: Sequences, images: int, taus: Sequence[float]) -> Iterable[Ask]:
-    for tau in taus:
-        for prompt, seed in zip(drawn.captions[:images], drawn.seeds, strict=False):
-            yield Ask(prompt, seed, tau)

@@ -26,9 +26,11 @@ def device_interval(device: DeviceModel, prompt: str, tokens_T: Tensor, warp: Wa
 
 
 @torch.no_grad()
-def cloud_log_p(cloud: ImageModel, prompt: str, tokens_T: Tensor, warp: Warp) -> Tensor:
-    """The cloud's guided log p [T, V] on a known image."""
-    cond_TV, uncond_TV = cloud.gpt.logits(forced_rows(cloud, prompt, tokens_T))
+def cloud_log_p(
+    cloud: ImageModel, prompt: str, tokens_T: Tensor, warp: Warp, extra_TD: Tensor | None = None
+) -> Tensor:
+    """The cloud's guided log p [T, V] on a known image; `extra_TD` is what kept tokens tell it (eq. 6)."""
+    cond_TV, uncond_TV = cloud.gpt.logits(forced_rows(cloud, prompt, tokens_T, extra_TD))
     return warp_logits(guide(cond_TV, uncond_TV, warp.guidance), warp)
 
 

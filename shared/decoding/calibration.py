@@ -26,7 +26,7 @@ class GateTable:
 
     scores      BINS + 1 score quantiles, ascending
     differ      BINS shares of draws that differ from the cloud's, per bin, never falling with the score
-    thresholds  one per entry of `budgets`: the tau whose rehearsed call rate is that budget
+    thresholds  one per entry of `budgets`: the tau whose call rate is that budget
     promises    shares of kept tokens that may differ from the cloud's draw, ascending; only those that hold
     bounds      one per promise: the largest tau that keeps it (for `certificate`: minus lambda)
     """
@@ -51,6 +51,10 @@ class GateTable:
         """The share of cloud forwards that a tau was calibrated for: the inverse of `threshold`."""
         return float(np.interp(threshold, self.thresholds[::-1], self.budgets[::-1]))
 
+    def asking(self, share: float) -> float:
+        """The tau above which about this share of the scores lies: a quantile of what was measured."""
+        return self.scores[round((1 - share) * (len(self.scores) - 1))]
+
     def score_of(self, differ: float) -> float:
         """The smallest score from which on the draws differ with more than this probability; above every
         measured score where none does."""
@@ -74,7 +78,8 @@ class GateTable:
 class Calibration:
     """All gates of one device, fitted under `warp` against the cloud of `cloud_digest`.
 
-    span, floor, prefix_rate  of the policy whose call rates the thresholds give; floor 0: fixed spans
+    span, floor   of the spans whose call rates the thresholds give; floor 0: all of them are `span` long
+    prefix_share  cloud forwards per token that the prefix took of those rates
     default_gate              what mode `ciar` and adaptive spans go by
     device_digest             the device weights it was fitted on; empty: not recorded
     """
@@ -82,7 +87,7 @@ class Calibration:
     cloud_digest: str
     warp: Warp
     span: int
-    prefix_rate: float
+    prefix_share: float
     gates: Mapping[str, GateTable]
     floor: float = 0.0
     default_gate: str = "entropy"

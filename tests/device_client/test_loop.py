@@ -132,7 +132,7 @@ async def test_whatever_is_verified_is_what_the_base_draws(
 async def test_a_gate_that_never_asks_leaves_the_device_alone_behind_the_prefix(
     package: DevicePackage, server: CloudServer
 ) -> None:
-    policy = policy_for("ciar", package.calibration, gate="never", prefix_rate=0.25)
+    policy = policy_for("ciar", package.calibration, gate="never", prefix_rate=0.25, alone="")
     image = await run(package, REQUEST, policy, server)
     tokens = list(image.tokens[:9])
     assert image.sources == (Source.PREFIX,) * 9 + (Source.KEPT,) * 27
@@ -157,7 +157,7 @@ async def test_ciar_lies_between_the_extremes(package: DevicePackage, server: Cl
     calls = []
     for gate, threshold in (("never", None), ("margin", -0.7), ("margin", -1.5), ("always", None)):
         policy = policy_for(
-            "ciar", package.calibration, gate=gate, threshold=threshold, span=3, prefix_rate=0.1
+            "ciar", package.calibration, gate=gate, threshold=threshold, span=3, prefix_rate=0.1, alone=""
         )
         images = [await run(package, request, policy, server) for request in REQUESTS]
         calls.append(sum(image.counters.call_rate for image in images))

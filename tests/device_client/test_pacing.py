@@ -75,9 +75,9 @@ def test_a_round_costs_its_waiting_and_what_was_drafted_in_vain() -> None:
 
 def test_pacing_of_an_image_takes_the_table_of_its_gate() -> None:
     calibration = Calibration("digest", Warp(), 16, 0.06, {"entropy": TABLE})
-    found = pacing_for(0.8, 0.2, "entropy", calibration, 256)
-    assert found == Pacing(0.8, 0.2, TABLE, 15 / 256)
-    assert pacing_for(0.0, None, "always", calibration, 256).table is None
+    found = pacing_for(0.8, 0.2, "entropy", calibration)
+    assert found == Pacing(0.8, 0.2, TABLE, 0.06)
+    assert pacing_for(0.0, None, "always", calibration).table is None
 
 
 def test_paces_are_known_by_name() -> None:

@@ -24,19 +24,22 @@ def test_the_modes_are_what_the_readme_says() -> None:
     assert ciar == Policy(
         "ciar",
         "entropy",
-        -3.0,
-        16,
-        0.3,
+        -2.0,
+        32,
+        0.01,
         0.06,
         "coupled",
         features=True,
         use_cloud=True,
+        guesses=True,
         budget=DEFAULT_BUDGET,
+        alone="jacobi",
+        window=16,
     )
     assert exact == Policy(
-        "exact", "always", 0.0, 24, 0.1, 0.0, "coupled", features=False, use_cloud=True, guesses=True
+        "exact", "always", 0.0, 32, 0.01, 0.0, "coupled", features=False, use_cloud=True, guesses=True
     )
-    assert cloud.prefix_tokens(256) == 256 and cloud.use_cloud and not cloud.guesses
+    assert not cloud.alone and cloud.prefix_tokens(256) == 256 and cloud.use_cloud and not cloud.guesses
     assert all((policy.max_forwards, policy.in_flight) == (1, 1) for policy in (ciar, exact, cloud, device))
     assert device.gate == "never" and device.prefix_tokens(256) == 0 and not device.use_cloud
 
@@ -53,16 +56,20 @@ def test_overrides_lie_on_top_of_the_mode() -> None:
     assert policy_for("ciar", CALIBRATION, threshold=-7.0).threshold == -7.0
     assert policy_for("ciar", CALIBRATION, span=3).span == 3
     adaptive = policy_for("ciar", CALIBRATION, span="adaptive")
-    assert (adaptive.span, adaptive.adaptive_floor) == (16, 0.3)
-    guessing = policy_for("ciar", CALIBRATION, guesses=True)
-    assert (guessing.guesses, guessing.span, guessing.adaptive_floor) == (True, 24, 0.1)
+    assert (adaptive.span, adaptive.adaptive_floor) == (32, 0.01)
+    plain = policy_for("ciar", CALIBRATION, guesses=False, alone="")
+    assert (plain.guesses, plain.span, plain.adaptive_floor, plain.window) == (False, 16, 0.3, 0)
     alone = policy_for("exact", CALIBRATION, guesses=False, span="adaptive")
     assert (alone.guesses, alone.span, alone.adaptive_floor) == (False, 16, 0.3)
     busy = policy_for("exact", CALIBRATION, max_forwards=3, in_flight=4, span=6)
     assert (busy.max_forwards, busy.in_flight, busy.span, busy.guesses) == (3, 4, 6, True)
     fixed = policy_for("exact", CALIBRATION, span=4, prefix_rate=0.5)
     assert (fixed.span, fixed.adaptive_floor, fixed.prefix_rate) == (4, None, 0.5)
-    assert policy_for("cloud-only", CALIBRATION, acceptance="greedy").acceptance == "greedy"
+    for mode in ("ciar", "cloud-only"):  # only plain draws may be had by iterations
+        greedy = policy_for(mode, CALIBRATION, acceptance="greedy")
+        assert (greedy.acceptance, greedy.alone, greedy.window) == ("greedy", "", 0)
+    rows = policy_for("ciar", CALIBRATION, alone="rows", window=4)
+    assert (rows.alone, rows.window, policy_for("ciar", CALIBRATION, window=8).alone) == ("rows", 4, "jacobi")
 
 
 def test_the_calibration_names_the_gate_of_ciar_and_of_adaptive_spans() -> None:
@@ -133,6 +140,7 @@ def test_what_looks_nothing_up_needs_no_calibration() -> None:
         ("ciar", {"span": 0}, "span 0 .* 1 to 64"),
         ("ciar", {"span": 65}, "span 65 .* 1 to 64"),
         ("ciar", {"span": "long"}, "span 'long' .* 'adaptive'"),
+        ("ciar", {"alone": "rows"}, "window 0 .* above 0"),
         ("ciar", {"prefix_rate": 1.5}, "prefix rate 1.5 .* 0 to 1"),
         ("exact", {"max_forwards": 0}, "max forwards 0 .* 1 to 8"),
         ("exact", {"max_forwards": 9}, "max forwards 9"),

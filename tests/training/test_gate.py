@@ -1,5 +1,4 @@
-"""`ciar-train gate`: rehearsals are the loop itself, fits learn what there is to learn, files are refused by
-name where they do not belong."""
+"""`ciar-train gate`: fits learn what there is to learn; files that do not belong are refused by name."""
 
 from __future__ import annotations
 
@@ -13,18 +12,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cloud_server.server import Settings, running
-from device_client.link import CloudLink
-from device_client.loop import Request, decode
-from device_client.policy import ADAPTIVE_CAP, ADAPTIVE_FLOOR, DEFAULT_PREFIX_RATE, policy_for
 from shared.decoding.calibration import GateTable, keep_promises, with_calls
 from shared.errors import InvalidRequest, ModelMismatch, ModelUnavailable
 from shared.models.gate_file import GATE_FILE, read_learned, write_learned
-from shared.models.zoo import BRIDGE, CALIBRATION, load_cloud, load_device_package
-from tests.tiny import WARP, build_tiny_model, tiny_gate
+from shared.models.zoo import CALIBRATION, load_device_package
+from tests.tiny import build_tiny_model, tiny_gate
 from training.cli import main
-from training.gate import RISKS, GateRun, Pair, fit_model, play, risk_thresholds
-from training.rehearsal import Ask, Play, rehearse
+from training.gate import GateRun, fit_model
 
 PROMPTS = ("a red cat", "a dog on a blue background", "a banana", "green house")
 
@@ -34,74 +28,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("tiny") / "pair", grid=6)
 
 
-def pair_of(folder: Path) -> Pair:
-    cloud, package = load_cloud(str(folder), folder), load_device_package(str(folder), folder)
-    return Pair(cloud.model, package.model, package.learned, cloud.bridge_DF)
-
-
-@pytest.mark.parametrize(
-    ("gate", "plan"),
-    [
-        ("agreement", Play(WARP, ADAPTIVE_CAP, ADAPTIVE_FLOOR, 0.06)),
-        ("random", Play(WARP, 3, 0.0, 0.2)),
-        ("margin", Play(WARP, 1, 0.0, 0.0)),
-        ("discrete", Play(WARP, 5, 0.0, 0.0)),
-    ],
-)
-async def test_a_rehearsal_is_the_loop_over_the_wire(
-    folder: Path, tmp_path: Path, gate: str, plan: Play
-) -> None:
-    """Tokens, forwards and kept tokens, image by image; features of kept tokens reach the cloud in both."""
-    model = shutil.copytree(folder, tmp_path / "pair")
-    weight = 0.3 * torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
-    save_file({"weight": weight}, model / "device" / BRIDGE)
-    package, cloud = load_device_package(str(model), model), load_cloud(str(model), model)
-    table = package.calibration.table(gate)
-    taus = [table.scores[len(table.scores) * share // 10] for share in (3, 5, 7, 9)]
-    asks = [Ask(prompt, seed, tau) for seed, (prompt, tau) in enumerate(zip(PROMPTS, taus, strict=True))]
-    usual, span = package.calibration.default_gate, "adaptive" if plan.floor else plan.span
-    found = rehearse(pair_of(model), asks, plan, gate, (usual, package.calibration.table(usual)))
-    assert len({*found.calls_N}) > 1 and found.kept_N.max() > 0
-    async with running(cloud, Settings(max_sessions=2)) as server:
-        for row, ask in enumerate(asks):
-            policy = policy_for(
-                "ciar",
-                package.calibration,
-                gate=gate,
-                threshold=ask.tau,
-                span=span,
-                prefix_rate=plan.prefix_rate,
-            )
-            async with CloudLink(f"127.0.0.1:{server.port}") as link:
-                steps = decode(package, Request(ask.prompt, ask.seed, WARP), policy, link)
-                last = [step async for step in steps][-1]
-            assert list(last.tokens) == found.tokens_NT[row].tolist()
-            assert last.counters.call_rate == pytest.approx(found.calls_N[row])
-            assert last.counters.local_rate == pytest.approx(found.kept_N[row])
-
-
-def test_the_rehearsed_play_is_that_of_mode_ciar() -> None:
-    plan = play(WARP)
-    assert (plan.span, plan.floor) == (ADAPTIVE_CAP, ADAPTIVE_FLOOR)
-    assert plan.prefix_rate == DEFAULT_PREFIX_RATE and plan.prefix(256) == 15
-
-
-def test_nothing_kept_is_wrong_where_everything_is_asked(folder: Path) -> None:
-    package = load_device_package(str(folder), folder)
-    doubt = ("entropy", package.calibration.table("entropy"))
-    asks = [Ask(prompt, seed, tau) for tau in (-1e9, 1e9) for seed, prompt in enumerate(PROMPTS)]
-    found = rehearse(pair_of(folder), asks, play(WARP), "entropy", doubt)
-    everything, nothing = slice(0, 4), slice(4, 8)
-    assert (found.kept_N[everything] == 0).all() and (found.wrong_N[everything] == 0).all()
-    assert (found.calls_N[nothing] == 2 / 36).all() and (found.kept_N[nothing] == 34 / 36).all()
-    assert (found.wrong_N[nothing] > 0).all()
-
-
 def test_fitting_a_pair_writes_what_the_device_loads(folder: Path, tmp_path: Path) -> None:
     model = shutil.copytree(folder, tmp_path / "pair")
     before = load_device_package(str(model), model).digest
     cache = tmp_path / "drawn.safetensors"
-    fitted = fit_model(GateRun(model, PROMPTS * 6, cache, rehearsed=2, promised=12, steps=200))
+    fitted = fit_model(GateRun(model, PROMPTS * 6, cache, steps=200))
     package = load_device_package(str(model), model)
     assert package.digest == before == package.calibration.device_digest
     assert package.learned is not None and torch.equal(package.learned.w1_HS, fitted.learned.w1_HS)
@@ -110,8 +41,8 @@ def test_fitting_a_pair_writes_what_the_device_loads(folder: Path, tmp_path: Pat
     assert fitted.ranks["agreement"] > max(fitted.ranks[name] for name in ("random", "discrete")) - 0.05
     for table in package.calibration.gates.values():
         assert list(table.thresholds) == sorted(table.thresholds, reverse=True)
-        assert len(table.promises) == len(table.bounds) and list(table.bounds) == sorted(table.bounds)
-    again = fit_model(GateRun(model, PROMPTS * 6, cache, rehearsed=2, promised=12, steps=200))
+        assert not table.promises  # those are for `ciar-eval rehearse` to make
+    again = fit_model(GateRun(model, PROMPTS * 6, cache, steps=200))
     assert again.calibration == fitted.calibration  # keyed by seeds, not by what ran before
 
 
@@ -120,7 +51,7 @@ def test_the_verb_says_how_every_gate_ranks(
 ) -> None:
     model = shutil.copytree(folder, tmp_path / "pair")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    flags = ["--prompts", str(tmp_path / "prompts.txt"), "--images", "6", "--rehearsed", "0"]
+    flags = ["--prompts", str(tmp_path / "prompts.txt"), "--images", "6"]
     assert main(["gate", str(model), *flags]) == 0
     assert "6 images; AUROC interval 0." in capsys.readouterr().out
     assert main(["gate", str(model)]) == 1 and "--prompts and --data" in capsys.readouterr().err
@@ -196,16 +127,6 @@ def test_promises_hold_on_new_images_and_need_enough_old_ones() -> None:
     assert len(losses) > 500 and np.mean(losses) < 0
     few = keep_promises(taus, np.zeros((4, 8)), np.broadcast_to(kept, (4, 8)), (0.05, 0.3))
     assert few == ((0.3,), (0.4,))  # 8 images cannot promise 5 %: the worst new one alone could break it
-
-
-def test_risky_thresholds_are_the_largest_that_stay_below_their_share() -> None:
-    score = np.arange(200, dtype=np.float32)[::-1].reshape(2, 100)
-    agree = score < 150  # the scores from 150 on differ: 2 of 152, 3 of 153 kept, ...
-    found = risk_thresholds(score, agree)
-    assert found == [149, 150, 152, 155]
-    for share, tau in zip(RISKS, found, strict=True):
-        assert (~agree[score <= tau]).mean() <= share < (~agree[score <= tau + 1]).mean()
-    assert risk_thresholds(score, np.zeros_like(agree)) == []
 
 
 def test_a_threshold_that_keeps_nothing_breaks_no_promise() -> None:
