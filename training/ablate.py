@@ -1,13 +1,14 @@
 """`ciar-train ablate`: the loss without each of its terms, other sizes and other numbers of heads, in one
 table. Knows nothing of how a device is trained.
 
-Every variant is a device run in a folder of its own; all share the cloud's images. The table is one JSON line
-per finished variant, so a stopped ablation goes on where it was.
+Every variant is a device run in a folder of its own, which any device can load; all share the cloud's images.
+The table is one JSON line per finished variant, so a stopped ablation goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,12 +57,13 @@ def variants(base: DeviceRun, groups: Sequence[str], cloud_layers: int) -> Itera
         for count in HEADS:
             if count != base.heads:
                 yield Variant(f"heads {count}", replace(base, heads=count))
-        yield Variant(f"heads {HEADS[-1]}, voting", replace(base, heads=HEADS[-1], combine="voting"))
+        yield Variant(f"heads {HEADS[-1]} voting", replace(base, heads=HEADS[-1], combine="voting"))
 
 
 def ablate(base: DeviceRun, groups: Sequence[str], engine: Engine) -> str:
     """Train whatever the table lacks and return it as Markdown; `base.out` gets `table.jsonl`, `table.md` and
-    a folder per variant. Raises InvalidRequest where the folder holds an ablation of another run."""
+    per variant a model folder without a cloud. Raises InvalidRequest where the folder holds an ablation of
+    another run."""
     folder = base.out
     with engine.first_in_turn():
         engine.folder(folder).begin(base, preset(base.preset))
@@ -83,8 +85,11 @@ def ablate(base: DeviceRun, groups: Sequence[str], engine: Engine) -> str:
 
 
 def _measure(variant: Variant, out: Path, engine: Engine) -> dict[str, Any]:
-    """Train one variant, or what is left of it; nothing is exported. Its last evaluation and step."""
-    DeviceTrainer(replace(variant.run, out=out), engine).learn()
+    """Train one variant, or what is left of it, and export it. Its last evaluation and step."""
+    run = replace(variant.run, out=out)
+    DeviceTrainer(run, engine).train()
+    if engine.main:
+        shutil.copytree(run.tokenizer, out / "vq", dirs_exist_ok=True)
     engine.wait()
     last: dict[str, Any] = {}
     for line in _lines(out / "log.jsonl"):

@@ -205,7 +205,7 @@ def test_ablation_fills_its_table_and_goes_on(artwork: Path, cloud_home: Path, t
     names = [variant.name for variant in variants(run, ("loss", "guidance", "layers", "heads"), 5)]
     expected = ["whole", *(f"without {term}" for term in TERMS), "prob bounds", "two rows"]
     expected += [f"layers {count}" for count in (2, 3, 5)] + [f"heads {count}" for count in (2, 3, 4, 5)]
-    assert names == [*expected, "heads 5, voting"]
+    assert names == [*expected, "heads 5 voting"]
     first = ablate(run, ("layers",), Engine())
     lines = (run.out / "table.jsonl").read_text().splitlines()
     text = ablate(run, ("layers", "loss"), Engine())
@@ -215,6 +215,7 @@ def test_ablation_fills_its_table_and_goes_on(artwork: Path, cloud_home: Path, t
     assert [row[0] for row in rows[2:]] == [*expected[:6], "layers 2"]
     assert all(0 <= float(cell) <= 1 for row in rows[2:] for cell in row[2:6])
     assert set(first.splitlines()) <= set(text.splitlines()) and (run.out / "table.md").read_text() == text
+    assert load_device_package(str(run.out / "layers-2"), tmp_path).model.base.config.n_layer == 2
     with pytest.raises(InvalidRequest, match="another config"):
         ablate(replace(run, steps=2), (), Engine())
     with pytest.raises(InvalidRequest, match=r"'colours'.*layers"):
