@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 
 import torch
 from PIL import Image
-from pydantic import Field, ValidationError
-from pydantic_settings import CliApp, SettingsConfigDict, SettingsError
-from rich.console import Console
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
 from device_client import masked_policy, render
-from device_client.cli import Options
 from device_client.cloud import Request
-from device_client.link import CloudLink
 from device_client.masked_loop import MaskedProgress, decode_masked
 from device_client.masked_policy import MASKED_MODES, Drawing, MaskedPolicy
-from device_client.report import counters_table
-from shared.config import wrong_values
+from device_client.picture_command import PictureOptions, chosen, run_command
 from shared.decoding.continuous import TOLERANCE
 from shared.decoding.masked import SCHEDULES
 from shared.decoding.warp import Warp
-from shared.errors import CiarError, CloudUnreachable, InvalidRequest, Overloaded, SessionLost
 from shared.models.by_mask import MaskedPackage, load_masked_package
 from shared.models.families.mar import unpatched
 from shared.models.families.mar_image import tensor_of
@@ -38,12 +32,10 @@ are near the cloud's own, exact has the law of the cloud alone, cloud-only with 
 PACE = 4  # tokens for each step, where --steps is not given
 
 
-class MaskedDraw(Options):
+class MaskedDraw(PictureOptions):
     """The command line."""
 
     model_config = SettingsConfigDict(cli_prog_name=PROGRAM, json_schema_extra={"description": ABOUT})
-    prompt: str = Field(description="name or number of a class")
-    seed: int = Field(0, ge=0, description="seed of the picture")
     mode: str = Field("cspd", description=f"one of {', '.join(MASKED_MODES)}")
     steps: int | None = Field(None, ge=1, description="windows: what the cloud alone would take")
     tolerance: float = Field(TOLERANCE, ge=0, description="of cspd: how far tokens may be from the cloud's")
@@ -55,7 +47,6 @@ class MaskedDraw(Options):
     temperature: float = Field(1.0, description="of the steps of the head; of cspd and the two sides alone")
     head_steps: int = Field(100, description="diffusion steps of a token")
     clip: float = Field(0.0, ge=0, description="bound of the head's idea of a token; 0: none")
-    out: Path = Field(Path("image.png"), description="where the picture goes")
 
     def policy(self, tokens: int) -> MaskedPolicy:
         """The policy of the mode. Raises InvalidRequest for an unknown one."""
@@ -68,9 +59,7 @@ class MaskedDraw(Options):
             "cloud-only": lambda: masked_policy.cloud_only(steps, drawing),
             "device-only": lambda: masked_policy.device_only(steps, drawing),
         }
-        if self.mode not in policies:
-            raise InvalidRequest(f"mode {self.mode!r} is not allowed", f"allowed: {', '.join(policies)}")
-        return policies[self.mode]()
+        return chosen(policies, self.mode)
 
     def draw(self) -> None:
         """Draw, write, print what it cost. Raises CiarError."""
@@ -79,28 +68,9 @@ class MaskedDraw(Options):
         package = load_masked_package(self.model, self.models.expanduser())
         policy = self.policy(package.model.config.tokens)
         request = Request(self.prompt, self.seed, Warp(self.guidance, self.temperature))
-        last = asyncio.run(self._drawn(package, request, policy))
-        settings = {
-            "prompt": self.prompt, "seed": self.seed, "mode": policy.mode, "model": package.name,
-            "device_digest": package.digest, "cloud_digest": package.cloud_digest,
-            "policy": asdict(policy), "warp": asdict(request.warp), "counters": last.counters.as_dict(),
-        }  # fmt: skip
-        render.save_png(self.out, to_image(package, last), settings)
-        Console().print(counters_table(last.counters))
-
-    async def _drawn(self, package: MaskedPackage, request: Request, policy: MaskedPolicy) -> MaskedProgress:
-        if policy.use_cloud and self.server is None:
-            raise InvalidRequest(f"mode {policy.mode} needs a server", "", "--server host:50051")
-        upstream = self.upstream()
-        async with CloudLink(
-            upstream.target or "nowhere:1",
-            deadline_s=upstream.deadline_s,
-            retry_s=upstream.retry_s,
-            identity=upstream.identity,
-        ) as link:
-            cloud = link if policy.use_cloud else None
-            seen = [step async for step in decode_masked(package, request, policy, cloud)]
-        return seen[-1]
+        last = self.last_step(policy, partial(decode_masked, package, request, policy))
+        image = to_image(package, last)
+        self.finish(image, package, policy, last.counters, {"warp": asdict(request.warp)})
 
 
 def to_image(package: MaskedPackage, drawn: MaskedProgress) -> Image.Image:
@@ -115,23 +85,7 @@ def to_image(package: MaskedPackage, drawn: MaskedProgress) -> Image.Image:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 misused, 3 the cloud is away or full."""
-    try:
-        options = CliApp.run(MaskedDraw, cli_args=list(sys.argv[1:] if argv is None else argv))
-        options.draw()
-    except ValidationError as error:
-        return _fail(wrong_values(error.errors()), 2)
-    except SettingsError as error:
-        return _fail(error, 2)
-    except (CloudUnreachable, SessionLost, Overloaded) as error:
-        return _fail(error, 3)
-    except CiarError as error:
-        return _fail(error, 1)
-    return 0
-
-
-def _fail(problem: object, status: int) -> int:
-    print(f"error: {problem}", file=sys.stderr)
-    return status
+    return run_command(MaskedDraw, argv)
 
 
 if __name__ == "__main__":

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 
 import torch
 from PIL import Image
-from pydantic import Field, ValidationError
-from pydantic_settings import CliApp, SettingsConfigDict, SettingsError
-from rich.console import Console
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
 from device_client import render, scale_policy
-from device_client.cli import Options
 from device_client.cloud import Request
-from device_client.link import CloudLink
-from device_client.progress import Progress
-from device_client.report import counters_table
+from device_client.picture_command import PictureOptions, chosen, run_command
 from device_client.scale_loop import decode_scales
 from device_client.scale_policy import SCALE_MODES, ScalePolicy
-from shared.config import wrong_values
 from shared.decoding.warp import Warp
-from shared.errors import CiarError, CloudUnreachable, InvalidRequest, Overloaded, SessionLost
 from shared.models.by_scale import ScalePackage, load_scale_package
 
 PROGRAM = "ciar-scales"
@@ -34,12 +27,10 @@ code is one hand-over after --prefix scales, exact is the cloud's own picture.
   ciar-scales --model runs/var --prompt "a cat" --server host:50051 --mode code --prefix 6"""
 
 
-class ScaleDraw(Options):
+class ScaleDraw(PictureOptions):
     """The command line."""
 
     model_config = SettingsConfigDict(cli_prog_name=PROGRAM, json_schema_extra={"description": ABOUT})
-    prompt: str = Field(description="name or number of a class")
-    seed: int = Field(0, ge=0, description="seed of the picture")
     mode: str = Field("ciar", description=f"one of {', '.join(SCALE_MODES)}")
     prefix: int = Field(scale_policy.DEFAULT_PREFIX, ge=0, description="scales that the cloud draws first")
     gate: str = Field(scale_policy.DEFAULT_GATE, description="what tells where the device is unsure")
@@ -47,7 +38,6 @@ class ScaleDraw(Options):
     guidance: float = Field(1.5, description="guidance at the last scale")
     top_k: int = Field(100, description="codes kept; 0: all")
     top_p: float = Field(0.9, description="mass kept; 1: all")
-    out: Path = Field(Path("image.png"), description="where the picture goes")
 
     def policy(self, scales: int) -> ScalePolicy:
         """The policy of the mode. Raises InvalidRequest for an unknown one."""
@@ -58,9 +48,7 @@ class ScaleDraw(Options):
             "cloud-only": lambda: scale_policy.cloud_only(scales),
             "device-only": scale_policy.device_only,
         }
-        if self.mode not in policies:
-            raise InvalidRequest(f"mode {self.mode!r} is not allowed", f"allowed: {', '.join(policies)}")
-        return policies[self.mode]()
+        return chosen(policies, self.mode)
 
     def draw(self) -> None:
         """Draw, write, print what it cost. Raises CiarError."""
@@ -69,28 +57,9 @@ class ScaleDraw(Options):
         package = load_scale_package(self.model, self.models.expanduser())
         policy = self.policy(len(package.config.scales))
         request = Request(self.prompt, self.seed, Warp(self.guidance, 1.0, self.top_k, self.top_p))
-        last = asyncio.run(self._drawn(package, request, policy))
-        settings = {
-            "prompt": self.prompt, "seed": self.seed, "mode": policy.mode, "model": package.name,
-            "device_digest": package.digest, "cloud_digest": package.cloud_digest,
-            "policy": asdict(policy), "warp": asdict(request.warp), "counters": last.counters.as_dict(),
-        }  # fmt: skip
-        render.save_png(self.out, to_image(package, last.tokens), settings)
-        Console().print(counters_table(last.counters))
-
-    async def _drawn(self, package: ScalePackage, request: Request, policy: ScalePolicy) -> Progress:
-        if policy.use_cloud and self.server is None:
-            raise InvalidRequest(f"mode {policy.mode} needs a server", "", "--server host:50051")
-        upstream = self.upstream()
-        async with CloudLink(
-            upstream.target or "nowhere:1",
-            deadline_s=upstream.deadline_s,
-            retry_s=upstream.retry_s,
-            identity=upstream.identity,
-        ) as link:
-            cloud = link if policy.use_cloud else None
-            seen = [step async for step in decode_scales(package, request, policy, cloud)]
-        return seen[-1]
+        last = self.last_step(policy, partial(decode_scales, package, request, policy))
+        image = to_image(package, last.tokens)
+        self.finish(image, package, policy, last.counters, {"warp": asdict(request.warp)})
 
 
 def to_image(package: ScalePackage, tokens: Sequence[int]) -> Image.Image:
@@ -104,23 +73,7 @@ def to_image(package: ScalePackage, tokens: Sequence[int]) -> Image.Image:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 misused, 3 the cloud is away or full."""
-    try:
-        options = CliApp.run(ScaleDraw, cli_args=list(sys.argv[1:] if argv is None else argv))
-        options.draw()
-    except ValidationError as error:
-        return _fail(wrong_values(error.errors()), 2)
-    except SettingsError as error:
-        return _fail(error, 2)
-    except (CloudUnreachable, SessionLost, Overloaded) as error:
-        return _fail(error, 3)
-    except CiarError as error:
-        return _fail(error, 1)
-    return 0
-
-
-def _fail(problem: object, status: int) -> int:
-    print(f"error: {problem}", file=sys.stderr)
-    return status
+    return run_command(ScaleDraw, argv)
 
 
 if __name__ == "__main__":

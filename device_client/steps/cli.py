@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
+from functools import partial
 
 import torch
 from PIL import Image
-from pydantic import Field, ValidationError
-from pydantic_settings import CliApp, SettingsConfigDict, SettingsError
-from rich.console import Console
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
 from device_client import render, step_policy
-from device_client.cli import Options
-from device_client.link import CloudLink
-from device_client.report import counters_table
+from device_client.picture_command import PictureOptions, chosen, run_command
 from device_client.step_drafter import StepRequest, threshold_of
 from device_client.step_loop import Denoised, denoise
 from device_client.step_policy import STEP_MODES, StepPolicy
-from shared.config import wrong_values
 from shared.decoding.denoising import SAMPLERS, SCORES, ddim_spacing
-from shared.errors import CiarError, CloudUnreachable, InvalidRequest, Overloaded, SessionLost
 from shared.models.by_step import StepPackage, load_step_package
 
 PROGRAM = "ciar-diffusion"
@@ -34,12 +28,10 @@ of the cloud give without a model on the device.
   ciar-diffusion --model runs/dit --prompt "a cat" --server host:50051 --cloud-budget 0.2"""
 
 
-class StepDraw(Options):
+class StepDraw(PictureOptions):
     """The command line."""
 
     model_config = SettingsConfigDict(cli_prog_name=PROGRAM, json_schema_extra={"description": ABOUT})
-    prompt: str = Field(description="name or number of a class")
-    seed: int = Field(0, ge=0, description="seed of the picture")
     mode: str = Field("ciar", description=f"one of {', '.join(STEP_MODES)}")
     steps: str = Field("ddim50", description="denoising steps: ddim50 as DDIM spaces them, 50 evenly")
     sampler: str = Field("ddim", description=f"one of {', '.join(SAMPLERS)}")
@@ -51,7 +43,6 @@ class StepDraw(Options):
     max_gap: int = Field(step_policy.DEFAULT_GAP, ge=1, description="most steps of the device in a row")
     calls: int = Field(10, ge=2, description="of ddim, reuse and extrapolate: steps of the cloud")
     precision: str | None = Field(None, description="of what travels: fp16 or fp32; unset: of the mode")
-    out: Path = Field(Path("image.png"), description="where the picture goes")
 
     def plan(self, package: StepPackage) -> tuple[StepRequest, StepPolicy]:
         """What to draw and how. Raises InvalidRequest for an unknown mode, gate or process."""
@@ -67,9 +58,7 @@ class StepDraw(Options):
             "reuse": lambda: step_policy.rival("reuse", self.calls),
             "extrapolate": lambda: step_policy.rival("extrapolate", self.calls),
         }
-        if self.mode not in policies:
-            raise InvalidRequest(f"mode {self.mode!r} is not allowed", f"allowed: {', '.join(policies)}")
-        policy = policies[self.mode]()
+        policy = chosen(policies, self.mode)
         return request, replace(policy, precision=self.precision) if self.precision else policy
 
     def draw(self) -> None:
@@ -78,35 +67,15 @@ class StepDraw(Options):
         torch.set_num_threads(self.threads)
         package = load_step_package(self.model, self.models.expanduser())
         request, policy = self.plan(package)
-        last = asyncio.run(self._drawn(package, request, policy))
-        settings = {
-            "prompt": self.prompt, "seed": self.seed, "mode": policy.mode, "model": package.name,
-            "device_digest": package.digest, "cloud_digest": package.cloud_digest,
-            "policy": asdict(policy), "request": asdict(request),
-            "counters": last.progress.counters.as_dict(),
-        }  # fmt: skip
-        render.save_png(self.out, to_image(package, last), settings)
-        Console().print(counters_table(last.progress.counters))
+        last = self.last_step(policy, partial(denoise, package, request, policy))
+        image = to_image(package, last)
+        self.finish(image, package, policy, last.progress.counters, {"request": asdict(request)})
 
     def _ciar(self, package: StepPackage, request: StepRequest) -> StepPolicy:
         threshold = self.threshold
         if threshold is None:
             threshold = threshold_of(package, self.gate, request, self.cloud_budget)
         return step_policy.ciar(threshold, self.gate, self.prefix, self.max_gap)
-
-    async def _drawn(self, package: StepPackage, request: StepRequest, policy: StepPolicy) -> Denoised:
-        if policy.use_cloud and self.server is None:
-            raise InvalidRequest(f"mode {policy.mode} needs a server", "", "--server host:50051")
-        upstream = self.upstream()
-        async with CloudLink(
-            upstream.target or "nowhere:1",
-            deadline_s=upstream.deadline_s,
-            retry_s=upstream.retry_s,
-            identity=upstream.identity,
-        ) as link:
-            cloud = link if policy.use_cloud else None
-            seen = [step async for step in denoise(package, request, policy, cloud)]
-        return seen[-1]
 
 
 def to_image(package: StepPackage, drawn: Denoised) -> Image.Image:
@@ -117,23 +86,7 @@ def to_image(package: StepPackage, drawn: Denoised) -> Image.Image:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 misused, 3 the cloud is away or full."""
-    try:
-        options = CliApp.run(StepDraw, cli_args=list(sys.argv[1:] if argv is None else argv))
-        options.draw()
-    except ValidationError as error:
-        return _fail(wrong_values(error.errors()), 2)
-    except SettingsError as error:
-        return _fail(error, 2)
-    except (CloudUnreachable, SessionLost, Overloaded) as error:
-        return _fail(error, 3)
-    except CiarError as error:
-        return _fail(error, 1)
-    return 0
-
-
-def _fail(problem: object, status: int) -> int:
-    print(f"error: {problem}", file=sys.stderr)
-    return status
+    return run_command(StepDraw, argv)
 
 
 if __name__ == "__main__":
