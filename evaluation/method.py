@@ -1,11 +1,13 @@
 """The method's own tables: what each part of it buys on one pair, over the real wire. Knows no servers.
 
 They are no tables of the paper: exact mode against the cloud alone, gates at equal forwards, waiting over a
-link. Budgets are held image by image (`--policy budget`), so that rows really cost the same.
+link, what the dial buys. Budgets are held image by image (`--policy budget`), so that rows really cost the
+same.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -35,9 +37,15 @@ def _cut(one: Sample, other: Sample, counter: str) -> Figure:
 
 
 def _ratio(one: Sample, other: Sample) -> Figure:
-    """Tokens unlike the base's: those of one row over those of another, resampled image by image."""
+    """Tokens unlike the base's: those of one row over those of another, resampled image by image; 1 where
+    neither has any."""
     mine, theirs = one.differing, other.differing
-    return bootstrap(lambda picks: float(mine[picks].mean() / theirs[picks].mean()), len(mine))
+
+    def ratio(picks: Picks) -> float:
+        few, many = float(mine[picks].mean()), float(theirs[picks].mean())
+        return few / many if many else (math.inf if few else 1.0)
+
+    return bootstrap(ratio, len(mine))
 
 
 def _break_even(sample: Sample) -> Figure:
@@ -100,7 +108,26 @@ WAITING = TableSpec(
     ),
     (c.IDENTICAL, c.CALLS, c.ROUNDS, WAITED, c.SECONDS, c.SPEED_UP, BREAK_EVEN),
 )
-METHOD = {"modes": MODES, "gates": EQUAL, "waiting": WAITING}
+_DIAL = (0.08, 0.12, 0.16, 0.2, 0.24)
+DIAL = TableSpec(
+    12,
+    "What the dial buys",
+    (
+        Line("exact", EXACT[0]),
+        *(
+            Line(f"--cloud-budget {budget:g}", Row(f"ciar, {budget:.0%}", "ciar", {"cloud_budget": budget}))
+            for budget in _DIAL
+        ),
+        *(
+            Line(f"{budget:g}, --policy budget", _spent(f"ciar, {budget:.0%}, held", budget, "agreement"))
+            for budget in (0.16, 0.2)
+        ),
+    ),
+    (
+        c.CALLS, c.ROUNDS, c.LOCAL, c.DIFFERING, c.DISTANCE_CHANGE, c.SCORE_CHANGE, c.SECONDS, c.SPEED_UP,
+    ),
+)  # fmt: skip
+METHOD = {"modes": MODES, "gates": EQUAL, "waiting": WAITING, "dial": DIAL}
 
 
 def compared(name: str, samples: Mapping[str, Sample]) -> list[str]:
@@ -123,7 +150,7 @@ def compared(name: str, samples: Mapping[str, Sample]) -> list[str]:
             for one, two in (("exact, no guesses", _NO_GUESSES_AHEAD.name), ("exact", _AHEAD.name))
         ],
     }
-    return told[name]()
+    return told[name]() if name in told else []
 
 
 def _told(what: str, figure: Figure) -> str:

@@ -18,17 +18,18 @@ from evaluation.verbs.study import Study
 
 
 class Method(Study):
-    """One of: modes over loopback, gates at equal forwards, waiting at 50 ms. Nothing is drawn twice."""
+    """One of: modes over loopback, gates at equal forwards, waiting at 50 ms, what the dial buys."""
 
-    name: CliPositionalArg[Literal["modes", "gates", "waiting"]] = Field(
+    name: CliPositionalArg[Literal["modes", "gates", "waiting", "dial"]] = Field(
         description=f"one of {', '.join(METHOD)}"
     )
 
     def run(self) -> None:
         """Draw what is missing, write OUT/table-N.md and .csv, print the table and what follows from it."""
         spec, images = METHOD[self.name], self.wanted()
+        jury = self.jury() if self.name == "dial" else Jury()
         with self.campaign() as campaign:
-            sys.stdout.write(write_table(self.out, *make_table(spec, campaign, Jury(), images)))
+            sys.stdout.write(write_table(self.out, *make_table(spec, campaign, jury, images)))
             samples = {}
             for line in spec.lines:
                 assert line.row is not None and not isinstance(line.row, Matched)
