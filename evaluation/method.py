@@ -108,7 +108,7 @@ WAITING = TableSpec(
     ),
     (c.IDENTICAL, c.CALLS, c.ROUNDS, WAITED, c.SECONDS, c.SPEED_UP, BREAK_EVEN),
 )
-_DIAL = (0.08, 0.12, 0.16, 0.2, 0.24)
+_DIAL = (0.06, 0.09, 0.12, 0.15, 0.18)
 DIAL = TableSpec(
     12,
     "What the dial buys",
@@ -120,7 +120,7 @@ DIAL = TableSpec(
         ),
         *(
             Line(f"{budget:g}, --policy budget", _spent(f"ciar, {budget:.0%}, held", budget, "agreement"))
-            for budget in (0.16, 0.2)
+            for budget in (0.12, 0.15)
         ),
     ),
     (

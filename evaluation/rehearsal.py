@@ -8,7 +8,7 @@ finished images that nothing was fitted on. Knows nothing of how gates are fitte
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from device_client.loop import Request
 from device_client.policy import policy_for
 from device_client.progress import Source
 from evaluation.run import watch
-from shared.decoding.calibration import GateTable, keep_promises, with_calls
+from shared.decoding.calibration import Calibration, GateTable, keep_promises, with_calls
 from shared.decoding.noise import gumbel
 from shared.decoding.warp import warp_logits
 from shared.errors import InvalidRequest
@@ -75,22 +75,19 @@ class Rehearsal:
     ) -> None:
         self._target, self._package, self._cloud, self._plan, self._tell = target, package, cloud, plan, tell
 
-    async def tables(self) -> DevicePackage:
-        """The package with a calibration that knows what every threshold costs."""
-        calibration, prefixes = self._package.calibration, []
-        tables = dict(calibration.gates)
-        for gate in tables:
-            tables[gate], images = await self._table(gate)
+    async def calibrations(self, chosen: Sequence[str] = ()) -> AsyncGenerator[Calibration, None]:
+        """The calibration as it is after every gate (of those `chosen`; none: all) that was rehearsed.
+
+        Raises InvalidRequest for a gate that has no table.
+        """
+        usual, prefixes = policy_for("ciar", self._package.calibration), []
+        known = replace(self._package.calibration, span=usual.span, floor=usual.adaptive_floor or 0.0)
+        for gate in chosen or list(known.gates):
+            table, images = await self._table(gate)
             prefixes += [image.prefix for image in images]
-        usual = policy_for("ciar", calibration)
-        rehearsed = replace(
-            calibration,
-            span=usual.span,
-            floor=usual.adaptive_floor or 0.0,
-            prefix_share=float(np.mean(prefixes)),
-            gates=tables,
-        )
-        return replace(self._package, calibration=rehearsed)
+            tables = {**known.gates, gate: table}
+            known = replace(known, gates=tables, prefix_share=float(np.mean(prefixes)))
+            yield known
 
     async def _table(self, gate: str) -> tuple[GateTable, list[_Image]]:
         table, promising = self._package.calibration.table(gate), gate in PROMISED

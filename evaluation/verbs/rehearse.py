@@ -26,6 +26,7 @@ class Rehearse(BaseModel):
     prompts: Path | None = Field(None, description="one prompt a line, or instead")
     data: Path | None = Field(None, description="picture folder whose captions are the prompts, with")
     preset: str = Field("everyday", description=f"the preset of the pair, one of {sorted(PRESETS)}")
+    gates: list[str] = Field([], description="gates to rehearse; none named: all")
     images: int = Field(12, description="images per gate and threshold", gt=0)
     promised: int = Field(96, description="the same for gates that promise a share of wrong tokens", gt=0)
     at_once: int = Field(4, description="images under way at a time", gt=0)
@@ -39,11 +40,14 @@ class Rehearse(BaseModel):
         name = str(self.model)
         cloud, package = load_cloud(name, self.model), load_device_package(name, self.model)
         with cloud_server(name) as target:
-            rehearsal = Rehearsal(target, package, cloud, plan, self._tell)
-            rehearsed = asyncio.run(rehearsal.tables())
-        write_calibration(self.model / "device" / CALIBRATION, rehearsed.calibration)
+            asyncio.run(self._write(Rehearsal(target, package, cloud, plan, self._tell)))
         about = f"{self.images} and {self.promised} images a threshold"
         sys.stdout.write(f"{self.model}: gates rehearsed on {about}\n")
+
+    async def _write(self, rehearsal: Rehearsal) -> None:
+        """Gate by gate, so that a stopped rehearsal loses one at most."""
+        async for calibration in rehearsal.calibrations(self.gates):
+            write_calibration(self.model / "device" / CALIBRATION, calibration)
 
     @staticmethod
     def _tell(line: str) -> None:

@@ -60,9 +60,11 @@ async def test_tables_hold_the_rates_of_finished_images(folder: Path) -> None:
     plan = Plan(PROMPTS * 3, images=2, promised=12, at_once=2)
     async with running(cloud, Settings()) as server:
         target = f"127.0.0.1:{server.port}"
-        found = (await Rehearsal(target, package, cloud, plan, told.append).tables()).calibration
-        again = (await Rehearsal(target, package, cloud, plan, told.append).tables()).calibration
-    assert found == again  # keyed by seeds; how images share the server changes nothing
+        rehearsal = Rehearsal(target, package, cloud, plan, told.append)
+        *_, found = [each async for each in rehearsal.calibrations()]
+        (one,) = [each async for each in rehearsal.calibrations(["margin"])]
+    # Keyed by seeds: how images share the server changes nothing.
+    assert one.gates == {**package.calibration.gates, "margin": found.gates["margin"]}
     usual = policy_for("ciar", package.calibration)
     assert (found.span, found.floor) == (usual.span, usual.adaptive_floor)
     assert 0 < found.prefix_share <= usual.prefix_tokens(36) / 36
