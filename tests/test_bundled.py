@@ -68,11 +68,13 @@ def test_verified_images_equal_the_base(package: DevicePackage, target: str, pro
 
 
 def test_the_gate_decides_between_the_device_and_the_cloud(package: DevicePackage, target: str) -> None:
+    plain = drawn(package, target, CAT, "ciar", gate="never", alone="")
+    assert plain.counters.cloud_forwards == 15 and plain.counters.kept == 241
     alone = drawn(package, target, CAT, "ciar", gate="never")
-    assert alone.counters.cloud_forwards == 15 and alone.counters.kept == 241
+    assert alone.tokens == plain.tokens and alone.counters.cloud_forwards < 15
     for gate in ("interval", "margin"):
         counters = drawn(package, target, CAT, "ciar", gate=gate).counters
-        assert 15 < counters.cloud_forwards < 128 and 0 < counters.kept < 241
+        assert alone.counters.cloud_forwards < counters.cloud_forwards < 128 and 0 < counters.kept < 241
         assert counters.bytes_up < 12_000 and counters.bytes_down < 4_000
 
 
