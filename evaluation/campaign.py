@@ -78,7 +78,8 @@ class Source:
             return load_device_package(self.model, self.models)
         if self.variants is None or not (self.variants / variant).is_dir():
             raise InvalidRequest(f"no device model {variant!r}", f"--variants names the folder of {variant}/")
-        return load_device_package(str(self.variants / variant), self.models)
+        package = load_device_package(str(self.variants / variant), self.models)
+        return replace(package, name=self.package("").name)  # the cloud knows its own model's name alone
 
     def has(self, variant: str) -> bool:
         """Whether a variant can be loaded; the model itself always can."""

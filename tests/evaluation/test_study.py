@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -366,3 +367,16 @@ def test_bad_flags(
     out = [] if flags[0] == "link" else ["--out", str(tmp_path)]
     assert main([*flags, *out]) == status
     assert says in capsys.readouterr().err
+
+
+def test_a_variant_draws_with_the_models_own_cloud(tmp_path: Path) -> None:
+    """Its folder has another name than what the server serves, and no cloud."""
+    model = build_tiny_model(tmp_path / "pair")
+    for part in ("device", "vq"):
+        shutil.copytree(model / part, tmp_path / "variants" / "layers-2" / part)
+    source = Source(str(model), tmp_path, tmp_path / "variants")
+    assert source.has("layers-2") and not source.has("layers-3")
+    turns = [Turn(EXACT[0]), Turn(EXACT[0], variant="layers-2")]
+    with Campaign(source, Book(tmp_path / "records.jsonl"), smoke=True) as campaign:
+        ours, theirs = campaign.records(turns, [("a cat", 1)])
+    assert ours[0].tokens == theirs[0].tokens
