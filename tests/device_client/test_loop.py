@@ -190,8 +190,8 @@ async def test_kept_tokens_ride_along_with_their_features(
 async def test_other_rules_draw_whole_images(
     package: DevicePackage, server: CloudServer, acceptance: str
 ) -> None:
-    for mode in ("ciar", "exact"):
-        policy = policy_for(mode, package.calibration, acceptance=acceptance)
+    for mode, dials in (("ciar", {"cloud_budget": 0.4}), ("exact", {})):
+        policy = policy_for(mode, package.calibration, acceptance=acceptance, **dials)
         image = await run(package, REQUEST, policy, server)
         assert 0 < image.counters.accepted < image.counters.judged
     if acceptance == "greedy":

@@ -24,7 +24,7 @@ def test_the_modes_are_what_the_readme_says() -> None:
     assert ciar == Policy(
         "ciar",
         "entropy",
-        -2.0,
+        TABLE.threshold(DEFAULT_BUDGET),
         32,
         0.01,
         0.06,
