@@ -102,10 +102,10 @@ def chosen(policies: Mapping[str, Callable[[], PolicyT]], mode: str) -> PolicyT:
     return policies[mode]()
 
 
-def run_command(command: type[PictureOptions], argv: Sequence[str] | None) -> int:
+def run_command(command: type[PictureOptions], argv: Sequence[str]) -> int:
     """Exit status: 0 done, 1 failed, 2 misused, 3 the cloud is away or full."""
     try:
-        CliApp.run(command, cli_args=list(sys.argv[1:] if argv is None else argv)).draw()
+        CliApp.run(command, cli_args=list(argv)).draw()
     except ValidationError as error:
         return _fail(wrong_values(error.errors()), 2)
     except SettingsError as error:

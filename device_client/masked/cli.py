@@ -85,7 +85,7 @@ def to_image(package: MaskedPackage, drawn: MaskedProgress) -> Image.Image:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 misused, 3 the cloud is away or full."""
-    return run_command(MaskedDraw, argv)
+    return run_command(MaskedDraw, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def to_image(package: ScalePackage, tokens: Sequence[int]) -> Image.Image:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 misused, 3 the cloud is away or full."""
-    return run_command(ScaleDraw, argv)
+    return run_command(ScaleDraw, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":
