@@ -91,7 +91,7 @@ EQUAL = TableSpec(
     10,
     "Gates at equal forwards",
     tuple(
-        Line(f"{gate}, {budget:.0%}", _spent(f"{gate}, {budget:.0%}", budget, gate))
+        Line(f"{gate}, {budget:.0%}", _spent(f"{gate}, {budget:.0%}, held", budget, gate))
         for budget in BUDGETS
         for gate in RANKED
     ),
@@ -108,7 +108,7 @@ WAITING = TableSpec(
     ),
     (c.IDENTICAL, c.CALLS, c.ROUNDS, WAITED, c.SECONDS, c.SPEED_UP, BREAK_EVEN),
 )
-_DIAL = (0.06, 0.09, 0.12, 0.15, 0.18)
+_DIAL = (0.06, 0.09, 0.12, 0.15, 0.18, 0.2)
 DIAL = TableSpec(
     12,
     "What the dial buys",
