@@ -73,7 +73,7 @@ def test_the_gate_decides_between_the_device_and_the_cloud(package: DevicePackag
     alone = drawn(package, target, CAT, "ciar", gate="never")
     assert alone.tokens == plain.tokens and alone.counters.cloud_forwards < 15
     for gate in ("interval", "margin"):
-        counters = drawn(package, target, CAT, "ciar", gate=gate).counters
+        counters = drawn(package, target, CAT, "ciar", gate=gate, cloud_budget=0.12).counters
         assert alone.counters.cloud_forwards < counters.cloud_forwards < 128 and 0 < counters.kept < 241
         assert counters.bytes_up < 12_000 and counters.bytes_down < 4_000
 
