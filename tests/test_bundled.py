@@ -59,7 +59,7 @@ def test_verified_images_equal_the_base(package: DevicePackage, target: str, pro
     exact = drawn(package, target, (prompt, seed), "exact")
     assert exact.tokens == base.tokens
     assert exact.counters.cloud_forwards <= 0.45 * exact.counters.image_tokens
-    assert max(exact.counters.bytes_up, exact.counters.bytes_down) < 4_000
+    assert max(exact.counters.bytes_up, exact.counters.bytes_down) < 3_000
     busy = drawn(package, target, (prompt, seed), "exact", in_flight=4, max_forwards=2)
     assert busy.tokens == base.tokens
     assert busy.counters.rounds < exact.counters.rounds
