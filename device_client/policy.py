@@ -199,10 +199,9 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     changes = {"prefix_rate": prefix_rate, "pacing": pacing, "acceptance": acceptance, **rounds}
     if guesses is None and tree is not None:
         changes["guesses"] = False  # a tree is no chain to put guesses into
-    if alone is None and window is None and acceptance not in (None, "coupled"):
-        changes |= {"alone": "", "window": 0}  # under other rules iterations do not settle on plain draws
-    elif alone is not None and window is None:
-        changes["window"] = 0
+    if window is None and (alone is not None or acceptance not in (None, "coupled")):
+        # Under other rules iterations do not settle on plain draws.
+        changes |= {"alone": alone or "", "window": 0}
     policy = replace(
         policy,
         gate=gate or (usual if mode == "ciar" else policy.gate),
