@@ -33,7 +33,7 @@ from training.forcing import caption_rows, prompt_weights, teacher_forced_hidden
 from training.loading import SceneBatch, encode, scene_batches
 from training.presets import preset
 from training.runs import Learner, RunFolder, drive
-from training.scenes import Scene, Scenes, held_back_combinations, scene_split
+from training.scenes import Scene, Scenes, held_back_combinations, scene_split, seen_beside
 
 SAMPLE_PROMPTS = (
     "a cat", "a dog face", "a red apple", "a house", "a rocket", "a penguin",
@@ -228,13 +228,14 @@ class BaseTrainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Nats per token on held-back (concept, style) pairs and (concept, colour) combinations, and a grid
-        of samples with fixed seeds."""
+        """Nats per token on held-back (concept, style) pairs and (concept, colour) combinations, on the
+        same pictures as they are seen, and a grid of samples with fixed seeds."""
         model = self.averaged_model().to(self.engine.device)
         batch = [self.held_back[i] for i in range(min(32, len(self.held_back.pictures)))]
         losses = {"held_back_loss": self._held_back_loss(model, batch)}
         if combinations := held_back_combinations(self.scenes, 32):
             losses["held_combination_loss"] = self._held_back_loss(model, combinations)
+            losses["seen_combination_loss"] = self._held_back_loss(model, seen_beside(self.scenes, 32))
         prompts = [text for text in SAMPLE_PROMPTS if set(split_words(text)) <= set(model.vocabulary.words)]
         with self.engine.here():
             drawn = sample(model, prompts, range(len(prompts)), self.run.sample_warp)

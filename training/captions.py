@@ -83,7 +83,7 @@ def plain(facts: Facts, limits: CaptionRange, rng: np.random.Generator) -> str:
         words.insert(0, "an" if words[0][0] in "aeiou" else "a")
     if rng.random() < limits.style:
         words.append(f"{facts.style} style")
-    if rng.random() < (limits.white if facts.colour == "white" else limits.colour):
+    if facts.colour and rng.random() < (limits.white if facts.colour == "white" else limits.colour):
         words.append(f"on a {facts.colour} background")
     return " ".join(words)
 
@@ -100,7 +100,7 @@ def varied(facts: Facts, limits: CaptionRange, rng: np.random.Generator) -> str:
     size = facts.size if facts.size and rng.random() < limits.size else ""
     subject = _subject(facts, limits, (style if before else "", size), rng)
     rest = [_pick(STYLES_AFTER, rng).format(style)] if style and not before else []
-    if rng.random() < (limits.white if facts.colour == "white" else limits.colour):
+    if facts.colour and rng.random() < (limits.white if facts.colour == "white" else limits.colour):
         rest.append(_background(facts.colour, rng))
     if facts.place and rng.random() < limits.place:
         rest.append(_pick(PLACES[facts.place], rng))

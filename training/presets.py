@@ -86,7 +86,7 @@ VARIED = CaptionRange(grammar="varied", article=0.7, alias=0.35)
 FIRST_SCENES = SceneRange(sizes=(112, 112, 98, 91))
 EVERYDAY_SCENES = SceneRange(
     sizes=(112, 112, 112, 98), never_mirrored=HANDED, white=0.4, colours=tuple(COLOURS), held_colours=0.05,
-    captions=VARIED,
+    blends=0.25, captions=replace(VARIED, style=0.8),
 )  # fmt: skip
 ALL_SCENES = SceneRange(
     shift_cells=3, sizes=(112, 112, 104, 96, 88, 80), never_mirrored=HANDED, white=0.3,

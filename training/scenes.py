@@ -43,6 +43,7 @@ class SceneRange:
     white: float = 0.5  # share of white backgrounds, before the colours are drawn
     colours: tuple[str, ...] = ("white", "light blue", "pink", "yellow", "light green")
     held_colours: float = 0.0  # share of (concept, colour) pairs that are never trained on; never white
+    blends: float = 0.0  # share of coloured backgrounds that lie between two colours and have no name
     pairs: float = 0.0  # share of scenes with two things
     pair_sizes: tuple[int, ...] = (80, 88)
     captions: CaptionRange = field(default_factory=CaptionRange)
@@ -73,6 +74,7 @@ class Layout:
     things: tuple[Thing, ...]
     facts: Facts
     caption: str
+    background: tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,17 +155,16 @@ class Scenes:
 
     def draw(self, layout: Layout) -> Scene:
         """The pixels of a layout."""
-        background = COLOURS[layout.facts.colour]
-        pixels: tuple[int, int, int] | Pixels = background
+        pixels: tuple[int, int, int] | Pixels = layout.background
         for thing in layout.things:
             pixels = compose(place(self._by_key[thing.key].rgba, thing), pixels)
-        return Scene(np.asarray(pixels), background, layout.caption, layout.things[0].key)
+        return Scene(np.asarray(pixels), layout.background, layout.caption, layout.things[0].key)
 
     def canonical(self, picture: Picture, colour: str) -> Scene:
         """A picture as it is, in the middle, with everything said."""
         facts = Facts((picture.name,), picture.style, colour)
         said = f"{picture.name.lower()} {picture.style} style on a {colour} background"
-        return self.draw(Layout((Thing(picture.key),), facts, said))
+        return self.draw(Layout((Thing(picture.key),), facts, said, COLOURS[colour]))
 
     def vocabulary(self) -> list[str]:
         """Every word that a caption of these scenes can contain, sorted."""
@@ -172,20 +173,20 @@ class Scenes:
 
     def _single(self, picture: Picture, rng: np.random.Generator) -> Layout:
         limits = self.limits
-        colour = self._colour([picture], rng)
+        colour, background = self._background([picture], rng)
         size = int(rng.choice(limits.sizes))
         cells = min(limits.shift_cells, _reach(size) // CELL)
         dy, dx = (int(shift) * CELL for shift in rng.integers(-cells, cells + 1, size=2))
         thing = Thing(picture.key, size, (dy, dx), self._mirror(picture, rng))
         facts = Facts((picture.name,), picture.style, colour, _size_word(size), _place_word(dy, dx))
-        return Layout((thing,), facts, caption(facts, limits.captions, rng))
+        return Layout((thing,), facts, caption(facts, limits.captions, rng), background)
 
     def _pair(self, behind: Picture, others: Sequence[Picture], rng: np.random.Generator) -> Layout:
         """Two things of one style as far apart as they fit along one axis, less than that along the other."""
         limits = self.limits
         step = int(rng.integers(1, len(others)))
         before = others[(others.index(behind) + step) % len(others)]
-        colour = self._colour([behind, before], rng)
+        colour, background = self._background([behind, before], rng)
         size = int(rng.choice(limits.pair_sizes))
         sign, upright = int(rng.choice((-1, 1))), bool(rng.random() < 0.5)
         cells = _reach(size) // CELL
@@ -196,18 +197,26 @@ class Scenes:
         )
         names = (behind.name, before.name) if sign < 0 else (before.name, behind.name)
         facts = Facts(names, behind.style, colour, relation="above" if upright else "left of")
-        return Layout(things, facts, caption(facts, limits.captions, rng))
+        return Layout(things, facts, caption(facts, limits.captions, rng), background)
 
-    def _colour(self, pictures: Sequence[Picture], rng: np.random.Generator) -> str:
+    def _background(
+        self, pictures: Sequence[Picture], rng: np.random.Generator
+    ) -> tuple[str, tuple[int, int, int]]:
+        """A colour by its name and its value; a blend of two has no name."""
         if rng.random() < self.limits.white:
-            return "white"
+            return "white", COLOURS["white"]
         share = self.limits.held_colours
         allowed = [
             colour
             for colour in self.limits.colours
             if not any(is_held_back(picture.concept, colour, share) for picture in pictures)
         ]
-        return str(rng.choice(allowed or ["white"]))
+        if self.limits.blends and rng.random() < self.limits.blends:
+            one, other = (np.asarray(COLOURS[str(name)]) for name in rng.choice(allowed or ["white"], 2))
+            red, green, blue = np.rint(one + rng.random() * (other - one)).astype(int).tolist()
+            return "", (red, green, blue)
+        name = str(rng.choice(allowed or ["white"]))
+        return name, COLOURS[name]
 
     def _mirror(self, picture: Picture, rng: np.random.Generator) -> bool:
         return bool(self.limits.mirror and rng.random() < 0.5 and picture.key in self._mirrored)
@@ -256,14 +265,31 @@ def scene_split(
 def held_back_combinations(scenes: Scenes, count: int) -> list[Scene]:
     """Canonical scenes of (concept, colour) pairs that `scenes` never shows, at most `count`, of pictures in
     a keyed order; empty where nothing is held back."""
-    limits = scenes.limits
-    found: list[Scene] = []
-    for place_in_order in _order(scenes.seed, 0, len(scenes.pictures)):
-        picture = scenes.pictures[place_in_order]
-        for colour in limits.colours:
-            if len(found) < count and is_held_back(picture.concept, colour, limits.held_colours):
-                found.append(scenes.canonical(picture, colour))
+    return [scenes.canonical(*pair) for pair in _held_back_pairs(scenes)[:count]]
+
+
+def seen_beside(scenes: Scenes, count: int) -> list[Scene]:
+    """The pictures of `held_back_combinations`, one by one, on a keyed colour that they are trained on: what
+    one gains on these and not on those is learnt by heart."""
+    limits, found = scenes.limits, []
+    for place_in_order, (picture, _) in enumerate(_held_back_pairs(scenes)[:count]):
+        shown = [
+            colour
+            for colour in limits.colours
+            if colour != "white" and not is_held_back(picture.concept, colour, limits.held_colours)
+        ] or ["white"]
+        found.append(scenes.canonical(picture, shown[place_in_order % len(shown)]))
     return found
+
+
+def _held_back_pairs(scenes: Scenes) -> list[tuple[Picture, str]]:
+    limits, order = scenes.limits, _order(scenes.seed, 0, len(scenes.pictures))
+    return [
+        (picture, colour)
+        for picture in (scenes.pictures[place_in_order] for place_in_order in order)
+        for colour in limits.colours
+        if is_held_back(picture.concept, colour, limits.held_colours)
+    ]
 
 
 def batch_pixels(scenes: Sequence[Scene]) -> Pixels:

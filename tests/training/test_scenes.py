@@ -24,6 +24,7 @@ from training.scenes import (
     is_held_back,
     place,
     scene_split,
+    seen_beside,
 )
 from training.words import COLOURS
 
@@ -73,7 +74,8 @@ def test_things_stand_where_the_layout_says(limits: SceneRange) -> None:
     for index in range(60):
         layout = scenes.layout(index)
         scene = scenes.draw(layout)
-        assert scene.background == COLOURS[layout.facts.colour] and scene.caption == layout.caption
+        assert scene.background == layout.background and scene.caption == layout.caption
+        assert not layout.facts.colour or scene.background == COLOURS[layout.facts.colour]
         front = layout.things[-1]
         middle = centroid(scene.pixels, inks[front.key])
         assert np.abs(middle - (63.5 + np.array(front.shift))).max() < 1
@@ -139,6 +141,22 @@ def test_held_back_combinations_are_never_shown() -> None:
         (c, COLOURS[colour]) for c in concepts.values() for colour in COLOURS if is_held_back(c, colour, 0.3)
     }
     assert held_back_combinations(Scenes(pictures(), SceneRange(), 0), 5) == []
+    beside = seen_beside(scenes, 100)
+    assert [s.key for s in beside] == [s.key for s in held]
+    names = {value: name for name, value in COLOURS.items()}
+    assert all((s.key.split("/")[1], names[s.background]) in allowed for s in beside)
+    assert all(s.background != COLOURS["white"] for s in beside)
+
+
+def test_blends_lie_between_two_colours_and_are_not_spoken_of() -> None:
+    scenes = Scenes(pictures(), replace(EVERYDAY_SCENES, colours=("white", "black"), white=0.0, blends=0.5), 0)
+    layouts = [scenes.layout(index) for index in range(400)]
+    blends = [layout for layout in layouts if not layout.facts.colour]
+    assert 0.4 < len(blends) / len(layouts) < 0.6
+    assert not any("background" in layout.caption or "black" in layout.caption for layout in blends)
+    low, high = np.array(COLOURS["black"]), np.array(COLOURS["white"])
+    values = np.array([layout.background for layout in blends])
+    assert (values >= low).all() and (values <= high).all() and len({*map(tuple, values.tolist())}) > 40
 
 
 def test_one_pair_in_twenty_is_held_back() -> None:
