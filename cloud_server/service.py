@@ -13,26 +13,20 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-import grpc
-
 from cloud_server.admission import Admission
 from cloud_server.desk import Desk, Seat
+from cloud_server.line import Line, Stream
 from cloud_server.security import Guard
 from cloud_server.telemetry import Telemetry
 from shared import tracing
 from shared.errors import CiarError, InvalidPrompt, InvalidRequest, Overloaded, SessionLost
 from shared.logs import REQUEST_ID, about, known_request_id
-from shared.messages import Draft, Finish, Open, Opened, ServerInfo, Usage, Verdict
-from shared.wire import codec
+from shared.messages import Draft, Finish, Open, ServerInfo, Usage, Verdict
 from shared.wire.info import encode_info
 from shared.wire.pb import ciar_pb2 as pb
 from shared.wire.pb import ciar_pb2_grpc as rpc
 
-Stream = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
 log = logging.getLogger(__name__)
-
-
-FRAME_OVERHEAD = 5  # bytes gRPC puts before each message: a flag and the length
 
 
 @dataclass(frozen=True)
@@ -75,9 +69,10 @@ class CiarService(rpc.CiarServiceServicer):
     async def Generate(self, request_iterator: object, context: Stream) -> None:
         """Serve one image. Whatever ends it but the device's own departure is said in the last frame."""
         metadata = dict(context.invocation_metadata() or ())
+        line = Line(context, self._telemetry, self._patience.idle_s)
         with about(known_request_id(metadata.get(REQUEST_ID))), tracing.caller(metadata):
             try:
-                last: Usage | CiarError | None = await self._image(context)
+                last: Usage | CiarError | None = await self._image(line)
             except CiarError as error:
                 last = error
             except Exception:
@@ -89,7 +84,7 @@ class CiarService(rpc.CiarServiceServicer):
                 log.info("ended by %s: %s", type(last).__name__, last.what)
             if last is not None:
                 with suppress(SessionLost):  # a device that reads nothing need not be told so
-                    await self._write(context, last)
+                    await line.write(last)
 
     async def drain(self, grace_s: float) -> None:
         """Wait up to `grace_s` seconds for running sessions, then end the rest with SessionLost."""
@@ -109,16 +104,16 @@ class CiarService(rpc.CiarServiceServicer):
         """Take sessions again after `abandon`."""
         self._ending = None
 
-    async def _image(self, stream: Stream) -> Usage | None:
+    async def _image(self, line: Line) -> Usage | None:
         """The conversation of one stream: Usage if it was finished, None if the device went away without."""
         async with self._while_serving():
-            order = await self._read(stream, self._patience.open_s)
+            order = await line.read(self._patience.open_s)
             if order is None:
                 return None
             order = self._checked(order)
             if self._ending is not None:  # said now, not before: who still writes would not hear it
                 raise SessionLost(*self._ending)
-            end, seat = await self._sitting(stream, order)
+            end, seat = await self._sitting(line, order)
             # The place is free before the device hears of the end: it may open its next image at once.
             if isinstance(end, Open):
                 raise InvalidRequest("a second Open came", "one stream is one image", "open another stream")
@@ -127,18 +122,18 @@ class CiarService(rpc.CiarServiceServicer):
             self._telemetry.session_finished(seat.rates)
             return seat.usage()
 
-    async def _sitting(self, stream: Stream, order: Open) -> tuple[Open | Finish | None, Seat]:
+    async def _sitting(self, line: Line, order: Open) -> tuple[Open | Finish | None, Seat]:
         """From the order to what came instead of another draft; the seat is left, and the place free."""
         with ExitStack() as opening:
             span = opening.enter_context(tracing.span("open"))
             span.note(resumed=order.owned)
             async with (
-                self._house.admission.place(self._house.guard.caller(stream)),
+                self._house.admission.place(self._house.guard.caller(line.stream)),
                 self._seat(order) as seat,
             ):
-                await self._write(stream, await seat.begin())
+                await line.write(await seat.begin())
                 opening.close()
-                return await self._rounds(stream, seat), seat
+                return await self._rounds(line, seat), seat
 
     def _checked(self, order: Open | Draft | Finish) -> Open:
         if not isinstance(order, Open):
@@ -148,47 +143,21 @@ class CiarService(rpc.CiarServiceServicer):
             raise InvalidPrompt(f"the prompt has {length} characters", f"allowed: up to {most}")
         return order
 
-    async def _rounds(self, stream: Stream, seat: Seat) -> Open | Finish | None:
+    async def _rounds(self, line: Line, seat: Seat) -> Open | Finish | None:
         """Judge drafts until something else comes."""
         waited_from_s = time.perf_counter()
-        while isinstance(draft := await self._read(stream, self._patience.idle_s), Draft):
+        while isinstance(draft := await line.read(self._patience.idle_s), Draft):
             came_s = time.perf_counter()
             verdict, judged = await self._judge(seat, draft)
             judged_s = time.perf_counter()
             try:
-                await self._write(stream, verdict)
+                await line.write(verdict, draft)
             finally:  # counted while the device reads, so that nobody waits for it
                 self._telemetry.turn(came_s - waited_from_s)
                 if judged:
                     self._telemetry.draft(draft.drafted, verdict.accepted, judged_s - came_s)
             waited_from_s = time.perf_counter()
         return draft
-
-    async def _read(self, stream: Stream, patience_s: float) -> Open | Draft | Finish | None:
-        """The next message; None at the end of the stream. A vanished device looks like that as well."""
-        try:
-            async with asyncio.timeout(patience_s):
-                frame: object = await stream.read()  # the type stubs leave out EOF
-        except TimeoutError:
-            raise SessionLost(f"no frame came for {patience_s:g} s", "", "open again and resume") from None
-        except codec.UnreadableFrame:
-            raise InvalidRequest(
-                "the bytes received are no frame", "ciar.v1.GenerateRequest is expected"
-            ) from None
-        if not isinstance(frame, pb.GenerateRequest):
-            return None
-        self._telemetry.moved(up=frame.ByteSize() + FRAME_OVERHEAD)
-        return codec.decode_request(frame)
-
-    async def _write(self, stream: Stream, message: Opened | Verdict | Usage | CiarError) -> None:
-        """Send one message. A device that does not read is given up as one that does not write."""
-        try:
-            async with asyncio.timeout(self._patience.idle_s):
-                frame = codec.encode_response(message)
-                await stream.write(frame)
-                self._telemetry.moved(down=frame.ByteSize() + FRAME_OVERHEAD)
-        except TimeoutError:
-            raise SessionLost(f"no frame was read for {self._patience.idle_s:g} s") from None
 
     async def _judge(self, seat: Seat, draft: Draft) -> tuple[Verdict, bool]:
         with tracing.span("verify") as span:

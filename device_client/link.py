@@ -25,6 +25,7 @@ from shared.errors import CiarError, ModelMismatch, Overloaded, SessionLost
 from shared.logs import REQUEST_FIELD, new_request_id
 from shared.messages import Draft, Finish, Open, Opened, ServerInfo, Usage, Verdict
 from shared.wire import codec
+from shared.wire.echoes import Echoes
 from shared.wire.info import decode_info
 from shared.wire.pb import ciar_pb2 as pb
 
@@ -68,6 +69,7 @@ class CloudLink:
         self._dice = random.Random()  # jitter of pauses; in no image
         self._stream: Any = None
         self._owned: Owned | None = None
+        self._echoes = Echoes()  # of the stream
         self._hearing: asyncio.Task[Verdict] | None = None  # what is read while the device draws
 
     async def __aenter__(self) -> Self:
@@ -118,7 +120,7 @@ class CloudLink:
         self._owned.pending.append(draft)
         self._trace.sent(draft)
         with suppress(SessionLost):
-            await self._write(codec.encode_draft(draft), self._deadline_s)
+            await self._write_draft(draft)
             self._hearing = self._hearing or self._listen()
 
     async def receive(self) -> Verdict:
@@ -147,7 +149,7 @@ class CloudLink:
             await self._start()
             self.resumes += 1
             for draft in self._owned.pending:
-                await self._write(codec.encode_draft(draft), self._deadline_s)
+                await self._write_draft(draft)
         hearing, self._hearing = self._hearing or self._listen(), None
         verdict = await hearing
         with self._dropping():
@@ -174,7 +176,9 @@ class CloudLink:
         assert self._owned is not None, "open comes first"
         with self._trace.opening() as headers:
             await self._replicas.connect()
-            frame = codec.encode_open(self._owned.order())
+            order, self._echoes = self._owned.order(), Echoes()
+            frame = codec.encode_open(order)
+            self._echoes.ask(frame.open, order)
             metadata = [*self._replicas.metadata(self.request_id), *headers]
             self._stream = self._replicas.stub.Generate(metadata=metadata)
             opened = await self._exchange(frame, Opened, self._deadline_s)
@@ -188,6 +192,11 @@ class CloudLink:
         await self._write(frame, deadline_s)
         return self._expect(await self._read(deadline_s), kind)
 
+    async def _write_draft(self, draft: Draft) -> None:
+        frame = codec.encode_draft(draft)
+        self._echoes.cut_draft(frame.draft, draft)
+        await self._write(frame, self._deadline_s)
+
     async def _write(self, frame: pb.GenerateRequest, deadline_s: float) -> None:
         async with self._talking(deadline_s) as stream:
             await stream.write(frame)
@@ -200,6 +209,10 @@ class CloudLink:
             if not isinstance(answer, pb.GenerateResponse):
                 raise SessionLost(f"{self._replicas.target} ended the stream unannounced")
             self.bytes_down += answer.ByteSize() + FRAME_OVERHEAD
+            if answer.HasField("opened"):
+                self._echoes.granted = answer.opened.echoes
+            elif answer.HasField("verdict") and self._owned is not None and self._owned.pending:
+                self._echoes.mend_verdict(answer.verdict, self._owned.pending[0])
             return codec.decode_response(answer)
 
     @asynccontextmanager

@@ -70,7 +70,7 @@ class GenerateResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "cloud_digest", "codebook_size", "prompt", "seed", "warp", "prefix_tokens", "acceptance", "resume", "resume_features", "guesses", "max_forwards", "alone", "window", "relaxation", "sampling", "masking", "resume_values")
+    __slots__ = ("model", "cloud_digest", "codebook_size", "prompt", "seed", "warp", "prefix_tokens", "acceptance", "resume", "resume_features", "guesses", "echoes", "max_forwards", "alone", "window", "relaxation", "sampling", "masking", "resume_values")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CLOUD_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CODEBOOK_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class Open(_message.Message):
     RESUME_FIELD_NUMBER: _ClassVar[int]
     RESUME_FEATURES_FIELD_NUMBER: _ClassVar[int]
     GUESSES_FIELD_NUMBER: _ClassVar[int]
+    ECHOES_FIELD_NUMBER: _ClassVar[int]
     MAX_FORWARDS_FIELD_NUMBER: _ClassVar[int]
     ALONE_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +101,7 @@ class Open(_message.Message):
     resume: Tensor
     resume_features: Features
     guesses: bool
+    echoes: bool
     max_forwards: int
     alone: str
     window: int
@@ -107,7 +109,7 @@ class Open(_message.Message):
     sampling: Sampling
     masking: Masking
     resume_values: Tensor
-    def __init__(self, model: _Optional[str] = ..., cloud_digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., prompt: _Optional[str] = ..., seed: _Optional[int] = ..., warp: _Optional[_Union[Warp, _Mapping]] = ..., prefix_tokens: _Optional[int] = ..., acceptance: _Optional[str] = ..., resume: _Optional[_Union[Tensor, _Mapping]] = ..., resume_features: _Optional[_Union[Features, _Mapping]] = ..., guesses: _Optional[bool] = ..., max_forwards: _Optional[int] = ..., alone: _Optional[str] = ..., window: _Optional[int] = ..., relaxation: _Optional[_Union[Relaxation, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., masking: _Optional[_Union[Masking, _Mapping]] = ..., resume_values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., cloud_digest: _Optional[str] = ..., codebook_size: _Optional[int] = ..., prompt: _Optional[str] = ..., seed: _Optional[int] = ..., warp: _Optional[_Union[Warp, _Mapping]] = ..., prefix_tokens: _Optional[int] = ..., acceptance: _Optional[str] = ..., resume: _Optional[_Union[Tensor, _Mapping]] = ..., resume_features: _Optional[_Union[Features, _Mapping]] = ..., guesses: _Optional[bool] = ..., echoes: _Optional[bool] = ..., max_forwards: _Optional[int] = ..., alone: _Optional[str] = ..., window: _Optional[int] = ..., relaxation: _Optional[_Union[Relaxation, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., masking: _Optional[_Union[Masking, _Mapping]] = ..., resume_values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("sampler", "spacing", "dtype", "projection")
@@ -158,7 +160,7 @@ class Warp(_message.Message):
     def __init__(self, guidance: _Optional[float] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ...) -> None: ...
 
 class Draft(_message.Message):
-    __slots__ = ("round", "base", "span", "catch_up", "features", "proposal", "behind", "parents", "bad", "steps", "continuous")
+    __slots__ = ("round", "base", "span", "catch_up", "features", "proposal", "behind", "echoes", "parents", "bad", "steps", "continuous")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     SPAN_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +168,7 @@ class Draft(_message.Message):
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     PROPOSAL_FIELD_NUMBER: _ClassVar[int]
     BEHIND_FIELD_NUMBER: _ClassVar[int]
+    ECHOES_FIELD_NUMBER: _ClassVar[int]
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     BAD_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -177,11 +180,12 @@ class Draft(_message.Message):
     features: Features
     proposal: Proposal
     behind: int
+    echoes: bytes
     parents: Tensor
     bad: bytes
     steps: Steps
     continuous: Continuous
-    def __init__(self, round: _Optional[int] = ..., base: _Optional[int] = ..., span: _Optional[_Union[Tensor, _Mapping]] = ..., catch_up: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., behind: _Optional[int] = ..., parents: _Optional[_Union[Tensor, _Mapping]] = ..., bad: _Optional[bytes] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., continuous: _Optional[_Union[Continuous, _Mapping]] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., base: _Optional[int] = ..., span: _Optional[_Union[Tensor, _Mapping]] = ..., catch_up: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., behind: _Optional[int] = ..., echoes: _Optional[bytes] = ..., parents: _Optional[_Union[Tensor, _Mapping]] = ..., bad: _Optional[bytes] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., continuous: _Optional[_Union[Continuous, _Mapping]] = ...) -> None: ...
 
 class Steps(_message.Message):
     __slots__ = ("count", "state")
@@ -208,12 +212,13 @@ class Finish(_message.Message):
     def __init__(self) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "image_tokens", "prefix", "cloud_forwards", "cloud_us", "output", "values")
+    __slots__ = ("session", "image_tokens", "prefix", "cloud_forwards", "cloud_us", "echoes", "output", "values")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     CLOUD_FORWARDS_FIELD_NUMBER: _ClassVar[int]
     CLOUD_US_FIELD_NUMBER: _ClassVar[int]
+    ECHOES_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     session: str
@@ -221,9 +226,10 @@ class Opened(_message.Message):
     prefix: Tensor
     cloud_forwards: int
     cloud_us: int
+    echoes: bool
     output: Output
     values: Tensor
-    def __init__(self, session: _Optional[str] = ..., image_tokens: _Optional[int] = ..., prefix: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., cloud_us: _Optional[int] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., image_tokens: _Optional[int] = ..., prefix: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., cloud_us: _Optional[int] = ..., echoes: _Optional[bool] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Output(_message.Message):
     __slots__ = ("noise", "spread", "features", "state")
@@ -238,7 +244,7 @@ class Output(_message.Message):
     def __init__(self, noise: _Optional[_Union[Tensor, _Mapping]] = ..., spread: _Optional[_Union[Tensor, _Mapping]] = ..., features: _Optional[_Union[Tensor, _Mapping]] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("round", "accepted", "token", "cloud_us", "more", "guesses", "cloud_forwards", "stale", "path", "patch", "output", "kept")
+    __slots__ = ("round", "accepted", "token", "cloud_us", "more", "guesses", "cloud_forwards", "echoes", "stale", "path", "patch", "output", "kept")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +252,7 @@ class Verdict(_message.Message):
     MORE_FIELD_NUMBER: _ClassVar[int]
     GUESSES_FIELD_NUMBER: _ClassVar[int]
     CLOUD_FORWARDS_FIELD_NUMBER: _ClassVar[int]
+    ECHOES_FIELD_NUMBER: _ClassVar[int]
     STALE_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     PATCH_FIELD_NUMBER: _ClassVar[int]
@@ -258,12 +265,13 @@ class Verdict(_message.Message):
     more: Tensor
     guesses: Tensor
     cloud_forwards: int
+    echoes: bytes
     stale: bool
     path: Tensor
     patch: Patch
     output: Output
     kept: Kept
-    def __init__(self, round: _Optional[int] = ..., accepted: _Optional[int] = ..., token: _Optional[int] = ..., cloud_us: _Optional[int] = ..., more: _Optional[_Union[Tensor, _Mapping]] = ..., guesses: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., stale: _Optional[bool] = ..., path: _Optional[_Union[Tensor, _Mapping]] = ..., patch: _Optional[_Union[Patch, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., accepted: _Optional[int] = ..., token: _Optional[int] = ..., cloud_us: _Optional[int] = ..., more: _Optional[_Union[Tensor, _Mapping]] = ..., guesses: _Optional[_Union[Tensor, _Mapping]] = ..., cloud_forwards: _Optional[int] = ..., echoes: _Optional[bytes] = ..., stale: _Optional[bool] = ..., path: _Optional[_Union[Tensor, _Mapping]] = ..., patch: _Optional[_Union[Patch, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ...) -> None: ...
 
 class Kept(_message.Message):
     __slots__ = ("stands", "values", "judged")
