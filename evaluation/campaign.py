@@ -30,6 +30,7 @@ from evaluation.run import (
     link_to,
     settled,
     tried_thresholds,
+    tuning,
     watch,
 )
 from shared.decoding.calibration import Calibration
@@ -38,7 +39,6 @@ from shared.models.zoo import DevicePackage, load_device_package
 from shared.threads import use_threads
 
 WARM_SEED = 9_000  # images that warm up are never measured
-TUNING_SHARE = 5  # every fifth image settles thresholds
 PointT = TypeVar("PointT")
 Report = Callable[[Record], None]
 
@@ -152,8 +152,11 @@ class Campaign:
     def matched(self, gate: str, budget: float, images: Sequence[tuple[str, int]]) -> Row:
         """The row of a gate whose threshold really gives `budget` cloud forwards per token: see `settled`."""
         tried = self.dial(tried_thresholds(self.calibration(), gate))
-        own = [(prompt, TUNING_SEED + seed) for prompt, seed in images[::TUNING_SHARE]]
-        drawn = self.records([Turn(gate_row(gate, tau, gate)) for tau in tried], own, warm=False)
+        own = [(prompt, TUNING_SEED + seed) for prompt, seed in tuning(images)]
+
+        def drawn(tau: float) -> list[Record]:
+            return self.records([Turn(gate_row(gate, tau, gate))], own, warm=False)[0]
+
         name = Matched(gate, budget).settled_name
         return gate_row(name, settled(tried, drawn, budget), gate)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from device_client.policy import Policy
 from evaluation.comparison import Matched, TableSpec
-from evaluation.records import Record
+from evaluation.records import Record, Setting
 
 PLOTS = (
     "thresholds", "prefix", "auroc", "rtt", "breakeven", "waterfall", "acceptance", "pictures", "map",
@@ -66,7 +66,7 @@ def _told(records: Sequence[Record], story: Story) -> str:
     settings = [record.setting for record in records if record.setting is not None]
     count = Counter(record.warm for record in records)
     told = {
-        "model": {f"{s.model}, cloud {s.cloud_digest}, device {s.device_digest}" for s in settings},
+        "model": {f"{s.model}, cloud {s.cloud_digest}, {_devices(settings)}" for s in settings},
         "engine": {f"{s.engine}, device with {s.threads} thread(s)" for s in settings},
         "machine": {s.machine for s in settings},
         "commit": {s.commit for s in settings},
@@ -75,6 +75,12 @@ def _told(records: Sequence[Record], story: Story) -> str:
     facts = [f"- {name}: {'; '.join(sorted(values))}" for name, values in told.items() if values]
     lines = ["```", *story.commands, "```", "", *facts, *(f"- {note}" for note in story.notes)]
     return "\n".join(lines) + "\n"
+
+
+def _devices(settings: Sequence[Setting]) -> str:
+    """The device model most images are of, and how many variants of it there are beside."""
+    (usual, _), *others = Counter(setting.device_digest for setting in settings).most_common()
+    return f"device {usual}" + (f" and {len(others)} variants" if others else "")
 
 
 def _rows(records: Sequence[Record], names: Sequence[str]) -> str:

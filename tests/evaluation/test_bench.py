@@ -11,7 +11,7 @@ import pytest
 from device_client.progress import Counters
 from evaluation.cli import main
 from evaluation.policies import BASE, CIAR, DEAF, DEVICE, EXACT, GATED, RIVALS
-from evaluation.run import Record, Schedule
+from evaluation.run import TUNING_IMAGES, Record, Schedule, settled, tuning
 from evaluation.tables import HEADER, markdown, table
 from tests.tiny import build_tiny_model
 
@@ -34,6 +34,26 @@ def test_bench_fills_every_row_and_exact_rows_are_identical(
     records = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
     assert len(records) == 2 * len(rows) and all(len(record["tokens"]) == 16 for record in records)
     assert (tmp_path / "bench.md").read_text() == "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(("budget", "tau"), [(0.3, 1.5), (0.05, 5.0), (0.45, 0.0), (0.4, 0.5), (0.9, 0.0)])
+def test_a_threshold_is_settled_between_the_two_images_around_the_budget(budget: float, tau: float) -> None:
+    calls = {5.0: 10, 4.0: 15, 3.0: 15, 2.0: 25, 1.0: 35, 0.0: 45}  # of a hundred tokens
+    drawn: list[float] = []
+
+    def draw(threshold: float) -> list[Record]:
+        drawn.append(threshold)
+        both = (calls[threshold] - 5, calls[threshold] + 5)
+        return [Record("", "", 0, (), Counters(100, cloud_forwards=count)) for count in both]
+
+    assert settled([*calls], draw, budget) == pytest.approx(tau)
+    assert len(drawn) == len({*drawn}) <= 3
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 10, 16, 100])
+def test_thresholds_are_settled_on_eight_images_or_all(count: int) -> None:
+    images = [*range(count)]
+    assert min(count, TUNING_IMAGES) <= len(tuning(images)) < 2 * TUNING_IMAGES
 
 
 def test_a_line_is_means_of_shares_and_a_ratio_of_medians() -> None:

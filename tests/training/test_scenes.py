@@ -149,7 +149,8 @@ def test_held_back_combinations_are_never_shown() -> None:
 
 
 def test_blends_lie_between_two_colours_and_are_not_spoken_of() -> None:
-    scenes = Scenes(pictures(), replace(EVERYDAY_SCENES, colours=("white", "black"), white=0.0, blends=0.5), 0)
+    limits = replace(EVERYDAY_SCENES, colours=("white", "black"), white=0.0, blends=0.5)
+    scenes = Scenes(pictures(), limits, 0)
     layouts = [scenes.layout(index) for index in range(400)]
     blends = [layout for layout in layouts if not layout.facts.colour]
     assert 0.4 < len(blends) / len(layouts) < 0.6
