@@ -19,7 +19,7 @@ from device_client.shape import MAX_NODES, Tree
 from shared.decoding.acceptance import MOST_NEIGHBOURS, RULES, Relaxation
 from shared.decoding.gates import GATES, gate
 from shared.decoding.noise import SEED_LIMIT
-from shared.decoding.warp import MAX_GUIDANCE, MAX_TEMPERATURE
+from shared.decoding.warp import MAX_GUIDANCE, MAX_TEMPERATURE, Warp
 from shared.errors import InvalidRequest
 from shared.logs import current_request_id
 from shared.messages import ALONE, MAX_FORWARDS
@@ -152,6 +152,11 @@ class Plan:
     request_id: str = field(default_factory=current_request_id)  # names the picture in both sides' logs
 
 
+def request_for(package: DevicePackage, prompt: str, seed: int, warp: Warp | None = None) -> Request:
+    """What this model draws for a prompt: the calibrated warp, and what is left open chosen by the seed."""
+    return Request(package.model.base.complete(prompt, seed), seed, warp or package.calibration.warp)
+
+
 def make_plan(package: DevicePackage, wish: Wish) -> Plan:
     """Turn a wish into a plan for this model.
 
@@ -159,8 +164,8 @@ def make_plan(package: DevicePackage, wish: Wish) -> Plan:
     """
     calibration = package.calibration
     asked = wish.model_dump(include={"guidance", "temperature", "top_k", "top_p"}, exclude_none=True)
-    request = Request(wish.prompt, wish.seed, replace(calibration.warp, **asked))
     package.model.base.check_prompt(wish.prompt)
+    request = request_for(package, wish.prompt, wish.seed, replace(calibration.warp, **asked))
     policy = policy_for(
         wish.mode,
         calibration,

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from device_client.link import CloudLink
 from device_client.loop import Progress, Request
 from device_client.policy import Policy
+from device_client.wish import request_for
 from evaluation.comparison import Matched
 from evaluation.engine import COMPILED, EAGER
 from evaluation.network import profile_named
@@ -206,7 +207,7 @@ class Campaign:
         self._loop.run(held.info())
 
     def _request(self, turn: Turn, image: tuple[str, int]) -> Request:
-        return Request(*image, self.package(turn.variant).calibration.warp)
+        return request_for(self.package(turn.variant), *image)
 
     def _flags(self, turn: Turn) -> dict[str, dict[str, Any]]:
         calibration = self.package(turn.variant).calibration

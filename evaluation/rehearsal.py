@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from device_client.loop import Request
 from device_client.policy import policy_for
 from device_client.progress import Source
+from device_client.wish import request_for
 from evaluation.run import watch
 from shared.decoding.calibration import Calibration, GateTable, keep_promises, with_calls
 from shared.decoding.noise import gumbel
@@ -111,7 +112,7 @@ class Rehearsal:
     async def _draw(self, gate: str, tau: float, number: int, turns: asyncio.Semaphore) -> _Image:
         calibration = self._package.calibration
         policy = policy_for("ciar", calibration, gate=gate, threshold=tau)
-        request = Request(self._plan.prompts[number], FIRST_SEED + number, calibration.warp)
+        request = request_for(self._package, self._plan.prompts[number], FIRST_SEED + number)
         async with turns:
             steps = await watch(self._package, self._target, request, policy)
         opened, last = steps[0].counters, steps[-1]

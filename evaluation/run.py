@@ -24,6 +24,7 @@ import numpy as np
 from device_client.link import CloudLink
 from device_client.loop import Progress, Request, decode
 from device_client.policy import Policy
+from device_client.wish import request_for
 from evaluation.network import LOOPBACK, Profile
 from evaluation.policies import PUBLISHED, Row
 from evaluation.records import Record
@@ -131,7 +132,7 @@ class Schedule:
 def run_rows(package: DevicePackage, target: str, schedule: Schedule) -> Iterator[Record]:
     """Run everything against the server at `target`; records come as they are made."""
     for row, prompt, seed, counted in schedule:
-        request = Request(prompt, seed, package.calibration.warp)
+        request = request_for(package, prompt, seed)
         last = asyncio.run(draw(package, target, request, row.policy(package.calibration)))
         if counted:
             yield Record(row.name, prompt, seed, last.tokens, last.counters)

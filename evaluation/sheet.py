@@ -64,7 +64,7 @@ def draw_pictures(cloud: ImageModel, vq: VQModel, wanted: Sequence[tuple[str, in
     grid, drawn = cloud.config.grid, []
     for first in range(0, len(wanted), CHUNK):
         prompts, seeds = zip(*wanted[first : first + CHUNK], strict=True)
-        tokens = sample(cloud, prompts, seeds, warp)
+        tokens = sample(cloud, [*map(cloud.complete, prompts, seeds)], seeds, warp)
         drawn.append(to_pixels(vq.decode(tokens.reshape(-1, grid, grid))))
     return torch.cat(drawn)
 

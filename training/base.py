@@ -175,7 +175,7 @@ class BaseTrainer:
         self.near = nearest_codes(self.tokenizer)
         self.tokenizer.to(self.engine.device)
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
-        self.model = EmojiModel(chosen.model, self.scenes.vocabulary())
+        self.model = EmojiModel(chosen.model, self.scenes.vocabulary(), self.scenes.styles())
         initialise(self.model)
         if run.grown_from and not (run.out / "state.pt").exists():
             self._grow(run.grown_from)
@@ -238,7 +238,8 @@ class BaseTrainer:
             losses["seen_combination_loss"] = self._held_back_loss(model, seen_beside(self.scenes, 32))
         prompts = [text for text in SAMPLE_PROMPTS if set(split_words(text)) <= set(model.vocabulary.words)]
         with self.engine.here():
-            drawn = sample(model, prompts, range(len(prompts)), self.run.sample_warp)
+            whole = [model.complete(prompt, seed) for seed, prompt in enumerate(prompts)]
+            drawn = sample(model, whole, range(len(prompts)), self.run.sample_warp)
         grid = model.config.grid
         self.folder.grid(
             f"samples-{self.learner.step:06d}",

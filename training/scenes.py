@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.errors import InvalidRequest
+from shared.models.styles import OpenStyles
 from shared.models.text import split_words
-from training.captions import CaptionRange, Facts, caption, vocabulary
+from training.captions import CaptionRange, Facts, aliases, caption, vocabulary
 from training.data import CELL, PIXELS, Picture, Pixels, keyed_generator, load_pictures
 from training.words import COLOURS
 
@@ -170,6 +171,17 @@ class Scenes:
         """Every word that a caption of these scenes can contain, sorted."""
         names, styles = ({getattr(p, part) for p in self.pictures} for part in ("name", "style"))
         return vocabulary(names, styles, self.limits.colours, self.limits.captions)
+
+    def styles(self) -> OpenStyles:
+        """All styles, and which of them each name and alias is never drawn in."""
+        known = sorted({picture.style for picture in self.pictures})
+        unlearnt: dict[str, set[str]] = {}
+        for name in {picture.name for picture in self.pictures}:
+            drawn = {picture.style for picture in self.pictures if picture.name == name}
+            for phrase in (name, *aliases(name)):
+                unlearnt.setdefault(" ".join(split_words(phrase)), set()).update({*known} - drawn)
+        found = {phrase: tuple(sorted(missing)) for phrase, missing in sorted(unlearnt.items()) if missing}
+        return OpenStyles(tuple(known), found)
 
     def _single(self, picture: Picture, rng: np.random.Generator) -> Layout:
         limits = self.limits

@@ -14,6 +14,7 @@ from pydantic_settings import CliImplicitFlag
 
 from device_client.cloud import Request
 from device_client.policy import policy_for
+from device_client.wish import request_for
 from evaluation import faults, load, replicas, soak
 from evaluation.policies import PROMPTS
 from evaluation.processes import ServerProcess
@@ -69,7 +70,7 @@ class Model(BaseModel):
 def _requests(package: DevicePackage, count: int) -> list[Request]:
     """The fixed prompts in turn, seeds counting up."""
     prompts = (PROMPTS * (count // len(PROMPTS) + 1))[:count]
-    return [Request(prompt, seed, package.calibration.warp) for seed, prompt in enumerate(prompts)]
+    return [request_for(package, prompt, seed) for seed, prompt in enumerate(prompts)]
 
 
 class Faults(Model):
@@ -99,7 +100,7 @@ class Faults(Model):
 
     async def _scene(self, server: ServerProcess) -> faults.Scene:
         package = self.package()
-        request = Request(PROMPTS[0], 0, package.calibration.warp)
+        request = request_for(package, PROMPTS[0], 0)
         policy = policy_for(self.mode, package.calibration, prefix_rate=PREFIX_RATE)
         await server.ready()
         truth = await faults.image(package, request, policy, server.target)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, Field
 
-from device_client.loop import Request
 from device_client.policy import policy_for
+from device_client.wish import request_for
 from evaluation import fuzz, overhead
 from evaluation.run import cloud_server
 from shared.errors import CiarError
@@ -32,7 +32,7 @@ class Fuzz(BaseModel):
         torch.set_num_threads(1)
         models = self.models.expanduser()
         package = load_device_package(self.model, models)
-        request = Request("a cat", 7, package.calibration.warp)
+        request = request_for(package, "a cat", 7)
         policy = policy_for("exact", package.calibration)
         plan = fuzz.Plan(self.frames, self.connections, self.seed, self.at_once)
         flags = ("--models", str(models), "--max-sessions", str(self.at_once + 2), "--log-format", "json")

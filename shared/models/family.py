@@ -63,6 +63,10 @@ class ImageModel(nn.Module, ABC):
         first = self.config.prefix_len - length
         return first, first
 
+    def complete(self, prompt: str, seed: int) -> str:
+        """The prompt with what it leaves open chosen by the seed; most families leave it as it is."""
+        return prompt
+
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that the model will leave out; most families leave out none."""
         return []

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from shared.errors import InvalidRequest
+from shared.models.styles import OpenStyles
 from training.captions import Facts
 from training.data import CELL, PIXELS, Picture, load_pictures
 from training.presets import ALL_SCENES, EVERYDAY_SCENES, PRESETS
@@ -192,3 +193,11 @@ def test_unknown_colours_are_named() -> None:
     with pytest.raises(InvalidRequest, match="beige"):
         SceneRange(colours=("white", "beige"))
     assert Facts(("cat",), "flat", "white").relation == ""
+
+
+def test_styles_are_learnt_where_a_thing_is_drawn() -> None:
+    drawn = [p for p in pictures() if p.key != "noto/1f001"]  # no bus
+    styles = Scenes(drawn, EVERYDAY_SCENES, 0).styles()
+    assert styles == OpenStyles(("flat", "noto"), {"bus": ("noto",)})
+    taxi = [*drawn, replace(drawn[0], key="flat/x", name="taxi")]
+    assert Scenes(taxi, EVERYDAY_SCENES, 0).styles().unlearnt["cab"] == ("noto",), "an alias"
