@@ -71,7 +71,7 @@ class Flags(BaseSettings):
         False, description="compile the forward at the start; needs a C++ compiler, takes a minute or more"
     )
     pack_weights: CliImplicitFlag[bool] = Field(
-        False, description="lay weights out for the CPU's kernels: faster checks, the same up to rounding"
+        True, description="lay weights out for the CPU's kernels: faster checks, the same up to rounding"
     )
     max_queue: int = Field(16, ge=0, le=_MOST, description="orders that may wait for a place; 0: none")
     queue_timeout: float = Field(10.0, gt=0, description="seconds that an order waits for a place")

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 def _load_tokens(flags: Flags) -> tuple[Served, int]:
     """The model as the flags want it, and how many sessions it can serve; refused before it is read."""
     from cloud_server import memory
-    from cloud_server.packed import pack
+    from cloud_server.packed import pack, packable
     from shared.models.zoo import find, load_cloud
 
-    if flags.compile and flags.pack_weights:
+    told_to_pack = flags.pack_weights and "pack_weights" in flags.model_fields_set
+    if flags.compile and told_to_pack:
         why = "compiled code reads weights in their plain layout"
         raise InvalidRequest("--compile and --pack-weights exclude each other", why, "leave one of them out")
     models, dtype = flags.models.expanduser(), memory.DTYPES[flags.dtype]
@@ -30,7 +31,7 @@ def _load_tokens(flags: Flags) -> tuple[Served, int]:
     sessions = memory.sessions(wants, usable, flags.max_sessions)
     logging.getLogger(__name__).info("%s", memory.plan_line(wants, usable, sessions))
     cloud = load_cloud(flags.model, models, dtype, flags.device)
-    if flags.pack_weights:
+    if told_to_pack or (flags.pack_weights and not flags.compile and packable(cloud.model.gpt)):
         pack(cloud.model.gpt)
     return cloud, sessions
 

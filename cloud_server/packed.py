@@ -40,6 +40,18 @@ def pack(module: nn.Module) -> None:
             pack(part)
 
 
+def packable(module: nn.Module) -> bool:
+    """Whether `pack` would take its first linear map; all have one dtype and lie in one place."""
+    for part in module.modules():
+        if type(part) is nn.Linear:
+            try:
+                _packed(part)
+            except InvalidRequest:
+                return False
+            return True
+    return False
+
+
 def _packed(plain: nn.Linear) -> PackedLinear:
     weight = plain.weight
     what = f"weights in {str(weight.dtype).removeprefix('torch.')} on {weight.device.type} cannot be packed"

@@ -19,7 +19,7 @@ from device_client.loop import Progress, Request
 from device_client.policy import Policy
 from device_client.wish import request_for
 from evaluation.comparison import Matched
-from evaluation.engine import COMPILED, EAGER
+from evaluation.engine import COMPILED, EAGER, PACKED
 from evaluation.network import profile_named
 from evaluation.policies import Row
 from evaluation.records import WARM_UPS, Book, Record, Setting, commit, machine
@@ -66,7 +66,7 @@ class Source:
     @property
     def engine(self) -> str:
         """What records call the server's engine."""
-        return COMPILED if self.compiled else EAGER
+        return COMPILED if self.compiled else f"{EAGER}, weights {PACKED}"
 
     @property
     def server_flags(self) -> tuple[str, ...]:

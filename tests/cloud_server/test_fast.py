@@ -17,7 +17,8 @@ from torch import nn
 from cloud_server import cli
 from cloud_server.engine import Engine
 from cloud_server.forward import Compiled, Eager, Rows
-from cloud_server.packed import PackedLinear, pack
+from cloud_server.loaders import loader
+from cloud_server.packed import PackedLinear, pack, packable
 from cloud_server.session import Job
 from shared.decoding.warp import Warp
 from shared.errors import InvalidRequest
@@ -110,6 +111,31 @@ def test_packed_weights_draw_the_same_images(folder: Path, cloud: CloudModel) ->
 def test_weights_that_cannot_be_packed_say_so() -> None:
     with pytest.raises(InvalidRequest, match="float32 on meta cannot be packed"):
         pack(nn.Sequential(nn.Linear(4, 4, device="meta")))
+
+
+@pytest.mark.parametrize(
+    ("given", "packs"), [({}, True), ({"pack_weights": False}, False), ({"compile": True}, False)]
+)
+def test_weights_are_packed_unless_told_or_compiled(
+    folder: Path, given: dict[str, bool], packs: bool
+) -> None:
+    served, _ = loader("emoji")(cli.Flags(model=str(folder), models=folder, **given))
+    assert isinstance(served, CloudModel)
+    assert any(isinstance(part, PackedLinear) for part in served.model.gpt.modules()) == packs
+
+
+def test_what_cannot_be_packed_is_served_plain_unless_told(folder: Path) -> None:
+    """Not every CPU has such a layout for half width."""
+    half = {"model": str(folder), "models": folder, "dtype": "fp16"}
+    assert not packable(nn.Sequential(nn.Linear(4, 4, device="meta"))) and not packable(nn.Sequential())
+    if packable(load(folder, torch.float16).model.gpt):
+        assert loader("emoji")(cli.Flags(**half, pack_weights=True))
+        return
+    served, _ = loader("emoji")(cli.Flags(**half))
+    assert isinstance(served, CloudModel)
+    assert not any(isinstance(part, PackedLinear) for part in served.model.gpt.modules())
+    with pytest.raises(InvalidRequest, match="cannot be packed"):
+        loader("emoji")(cli.Flags(**half, pack_weights=True))
 
 
 # ---- compiled forwards

@@ -82,7 +82,7 @@ def test_all_fills_every_table_and_draws_every_figure(folder: Path, tmp_path: Pa
     lines = (out / "records.jsonl").read_text().splitlines()
     told = [json.loads(line) for line in lines]
     assert {one["link"] for one in told} == set(PROFILES) and all(one["setting"]["machine"] for one in told)
-    assert {one["setting"]["engine"] for one in told} == {"eager"}
+    assert {one["setting"]["engine"] for one in told} == {"eager, weights packed"}
     assert {one["warm"] for one in told} == {True, False}
     exact = [one for one in told if one["row"] == EXACT[0].name and one["warm"]]
     base = {(one["prompt"], one["seed"], one["link"]): one for one in told if one["row"] == BASE.name}
