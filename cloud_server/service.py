@@ -13,19 +13,24 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
+import grpc
+
 from cloud_server.admission import Admission
 from cloud_server.desk import Desk, Seat
-from cloud_server.line import Line, Stream
 from cloud_server.security import Guard
 from cloud_server.telemetry import Telemetry
 from shared import tracing
 from shared.errors import CiarError, InvalidPrompt, InvalidRequest, Overloaded, SessionLost
 from shared.logs import REQUEST_ID, about, known_request_id
-from shared.messages import Draft, Finish, Open, ServerInfo, Usage, Verdict
+from shared.messages import Draft, Finish, Open, Opened, ServerInfo, Usage, Verdict
+from shared.wire import codec
+from shared.wire.echoes import Echoes
 from shared.wire.info import encode_info
 from shared.wire.pb import ciar_pb2 as pb
 from shared.wire.pb import ciar_pb2_grpc as rpc
 
+Stream = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
+FRAME_OVERHEAD = 5  # bytes gRPC puts before each message: a flag and the length
 log = logging.getLogger(__name__)
 
 
@@ -49,6 +54,54 @@ class House:
     info: ServerInfo
     patience: Patience
     max_streams: int  # those that have not sent their Open included
+
+
+class Line:
+    """The cloud's end of a stream; a device that does not read within `patience_s` is given up."""
+
+    def __init__(self, stream: Stream, telemetry: Telemetry, patience_s: float) -> None:
+        self.stream = stream
+        self._telemetry, self._patience_s = telemetry, patience_s
+        self._echoes = Echoes()
+
+    async def read(self, patience_s: float) -> Open | Draft | Finish | None:
+        """The next message. None at the end of the stream; a vanished device looks like that as well.
+
+        Raises SessionLost where none comes in time, InvalidRequest or InvalidDraft for a malformed one.
+        """
+        try:
+            async with asyncio.timeout(patience_s):
+                frame: object = await self.stream.read()  # the type stubs leave out EOF
+        except TimeoutError:
+            raise SessionLost(f"no frame came for {patience_s:g} s", "", "open again and resume") from None
+        except codec.UnreadableFrame:
+            raise InvalidRequest(
+                "the bytes received are no frame", "ciar.v1.GenerateRequest is expected"
+            ) from None
+        if not isinstance(frame, pb.GenerateRequest):
+            return None
+        self._telemetry.moved(up=frame.ByteSize() + FRAME_OVERHEAD)
+        if frame.HasField("open"):
+            self._echoes.granted = frame.open.echoes
+        elif frame.HasField("draft"):
+            self._echoes.mend_draft(frame.draft)
+        return codec.decode_request(frame)
+
+    async def write(
+        self, message: Opened | Verdict | Usage | CiarError, answered: Draft | None = None
+    ) -> None:
+        """Send one message; a verdict with the draft it answers. Raises SessionLost where nobody reads it."""
+        frame = codec.encode_response(message)
+        if isinstance(message, Opened):
+            frame.opened.echoes = self._echoes.granted
+        elif isinstance(message, Verdict) and answered is not None:
+            self._echoes.cut_verdict(frame.verdict, message, answered)
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self.stream.write(frame)
+        except TimeoutError:
+            raise SessionLost(f"no frame was read for {self._patience_s:g} s") from None
+        self._telemetry.moved(down=frame.ByteSize() + FRAME_OVERHEAD)
 
 
 class CiarService(rpc.CiarServiceServicer):

@@ -175,7 +175,7 @@ class BaseTrainer:
         self.near = nearest_codes(self.tokenizer)
         self.tokenizer.to(self.engine.device)
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
-        self.model = EmojiModel(chosen.model, self.scenes.vocabulary(), self.scenes.styles())
+        self.model = EmojiModel(chosen.model, self.scenes.vocabulary(), self.scenes.unsaid())
         initialise(self.model)
         if run.grown_from and not (run.out / "state.pt").exists():
             self._grow(run.grown_from)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.errors import InvalidRequest
-from shared.models.styles import OpenStyles
 from shared.models.text import split_words
+from shared.models.unsaid import Unsaid
 from training.captions import CaptionRange, Facts, aliases, caption, vocabulary
 from training.data import CELL, PIXELS, Picture, Pixels, keyed_generator, load_pictures
 from training.words import COLOURS
@@ -172,8 +172,8 @@ class Scenes:
         names, styles = ({getattr(p, part) for p in self.pictures} for part in ("name", "style"))
         return vocabulary(names, styles, self.limits.colours, self.limits.captions)
 
-    def styles(self) -> OpenStyles:
-        """All styles, and which of them each name and alias is never drawn in."""
+    def unsaid(self) -> Unsaid:
+        """All styles, which of them each name and alias is never drawn in, and the commonest background."""
         known = sorted({picture.style for picture in self.pictures})
         unlearnt: dict[str, set[str]] = {}
         for name in {picture.name for picture in self.pictures}:
@@ -181,7 +181,7 @@ class Scenes:
             for phrase in (name, *aliases(name)):
                 unlearnt.setdefault(" ".join(split_words(phrase)), set()).update({*known} - drawn)
         found = {phrase: tuple(sorted(missing)) for phrase, missing in sorted(unlearnt.items()) if missing}
-        return OpenStyles(tuple(known), found)
+        return Unsaid(tuple(known), found, "white" if self.limits.white else "")
 
     def _single(self, picture: Picture, rng: np.random.Generator) -> Layout:
         limits = self.limits

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shared.errors import InvalidRequest
-from shared.models.styles import OpenStyles
+from shared.models.unsaid import Unsaid
 from training.captions import Facts
 from training.data import CELL, PIXELS, Picture, load_pictures
 from training.presets import ALL_SCENES, EVERYDAY_SCENES, PRESETS
@@ -195,9 +195,10 @@ def test_unknown_colours_are_named() -> None:
     assert Facts(("cat",), "flat", "white").relation == ""
 
 
-def test_styles_are_learnt_where_a_thing_is_drawn() -> None:
+def test_what_a_prompt_leaves_unsaid_is_how_things_are_drawn() -> None:
     drawn = [p for p in pictures() if p.key != "noto/1f001"]  # no bus
-    styles = Scenes(drawn, EVERYDAY_SCENES, 0).styles()
-    assert styles == OpenStyles(("flat", "noto"), {"bus": ("noto",)})
+    unsaid = Scenes(drawn, EVERYDAY_SCENES, 0).unsaid()
+    assert unsaid == Unsaid(("flat", "noto"), {"bus": ("noto",)}, "white")
     taxi = [*drawn, replace(drawn[0], key="flat/x", name="taxi")]
-    assert Scenes(taxi, EVERYDAY_SCENES, 0).styles().unlearnt["cab"] == ("noto",), "an alias"
+    assert Scenes(taxi, EVERYDAY_SCENES, 0).unsaid().unlearnt["cab"] == ("noto",), "an alias"
+    assert not Scenes(drawn, replace(EVERYDAY_SCENES, white=0.0), 0).unsaid().background

@@ -14,9 +14,9 @@ from torch import Tensor
 from shared.config import TransformerConfig, from_dict, to_dict
 from shared.decoding.warp import Warp
 from shared.models.family import ImageModel
-from shared.models.styles import OpenStyles
 from shared.models.text import GLUE, Vocabulary, WordEmbedding, ids_tensor
 from shared.models.transformer import Transformer
+from shared.models.unsaid import Unsaid
 
 
 class EmojiModel(ImageModel):
@@ -25,41 +25,42 @@ class EmojiModel(ImageModel):
     family = "emoji"
     warp = Warp(guidance=2.0, temperature=0.7, top_p=0.9)
 
-    def __init__(
-        self, config: TransformerConfig, words: Sequence[str], styles: OpenStyles | None = None
-    ) -> None:
+    def __init__(self, config: TransformerConfig, words: Sequence[str], unsaid: Unsaid | None = None) -> None:
         super().__init__()
-        self.config, self.styles = config, styles or OpenStyles()
+        self.config, self.unsaid = config, unsaid or Unsaid()
         self.vocabulary = Vocabulary(words, config.prefix_len)
         self.text = WordEmbedding(len(words), config.caption_dim)
         self.gpt = Transformer(config)
 
     @classmethod
     def build(cls, config: dict[str, Any], home: Path) -> Self:
-        """As ImageModel; words and styles are part of the description."""
-        styles = from_dict(OpenStyles, config.get("styles", {}))
-        return cls(from_dict(TransformerConfig, config["transformer"]), config["words"], styles)
+        """As ImageModel; words, and what stands for the unsaid, are part of the description."""
+        unsaid = from_dict(Unsaid, config.get("unsaid", {}))
+        return cls(from_dict(TransformerConfig, config["transformer"]), config["words"], unsaid)
 
     def describe(self) -> dict[str, Any]:
         """As ImageModel."""
         words = list(self.vocabulary.words)
         described = {"family": self.family, "transformer": to_dict(self.config), "words": words}
-        return described | ({"styles": to_dict(self.styles)} if self.styles.known else {})
+        return described | ({} if self.unsaid == Unsaid() else {"unsaid": to_dict(self.unsaid)})
 
     def with_layers(self, layers: int) -> Self:
         """As ImageModel."""
-        return type(self)(replace(self.config, n_layer=layers), self.vocabulary.words, self.styles)
+        return type(self)(replace(self.config, n_layer=layers), self.vocabulary.words, self.unsaid)
 
     def check_prompt(self, prompt: str) -> None:
         """Raise InvalidPrompt as `Vocabulary.encode` does."""
         self.vocabulary.encode(prompt)
 
     def complete(self, prompt: str, seed: int) -> str:
-        """As ImageModel: the style, where there is room for it behind something the model knows."""
-        words = self.vocabulary.known(prompt)
-        named = {self.vocabulary.words[index] for index in words} - GLUE
-        longer = self.styles.complete(prompt, seed)
-        return longer if named and len(self.vocabulary.known(longer)) <= self.vocabulary.max_words else prompt
+        """As ImageModel, as far as there is room, behind something that the model knows."""
+        if not {self.vocabulary.words[index] for index in self.vocabulary.known(prompt)} - GLUE:
+            return prompt
+        whole = prompt.rstrip(" .,;")
+        for addition in self.unsaid.additions(prompt, seed):
+            if len(self.vocabulary.known(whole + addition)) <= self.vocabulary.max_words:
+                whole += addition
+        return whole
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words outside the vocabulary."""
