@@ -27,6 +27,7 @@ class Echoes:
     def __init__(self) -> None:
         self.granted = False
         self._guessed: Mapping[int, int] = {}  # place -> what the last guesses named there
+        self._read_by: dict[int, Mapping[int, int]] = {}  # round -> that, when its draft came first
 
     def ask(self, opening: pb.Open, order: Open) -> None:
         """Device: say that echoes are understood, where there will be any."""
@@ -41,14 +42,18 @@ class Echoes:
                 _put(frame, "span", rest)
 
     def mend_draft(self, frame: pb.Draft) -> None:
-        """Cloud: put back what was guessed. Raises InvalidDraft for echoes of nothing."""
+        """Cloud: put back what was guessed; a repeated draft is read as it was the first time.
+
+        Raises InvalidDraft for echoes of nothing.
+        """
         if not frame.echoes:
             return
         if not self.granted or frame.HasField("behind") or frame.HasField("parents"):
             raise InvalidDraft("the draft has echoes", "they are granted by Opened, for plain drafts alone")
         rest = tensors.decode_tokens(frame, "span", InvalidDraft)
         kept = tensors.decode_tokens(frame, "catch_up", InvalidDraft)
-        _put(frame, "span", _mend(rest, frame.echoes, frame.base + len(kept), self._guessed, InvalidDraft))
+        known = self._read_by.setdefault(frame.round, self._guessed)
+        _put(frame, "span", _mend(rest, frame.echoes, frame.base + len(kept), known, InvalidDraft))
 
     def cut_verdict(self, frame: pb.Verdict, verdict: Verdict, draft: Draft) -> None:
         """Cloud: leave out what the draft had itself, and remember the guesses."""

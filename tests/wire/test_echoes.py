@@ -100,6 +100,18 @@ def test_a_span_of_guesses_alone_has_no_tokens_in_it() -> None:
     assert not sent.HasField("span") and sent.echoes == b"\xff\xc0"
 
 
+def test_a_repeated_draft_is_read_as_the_first_time() -> None:
+    stream, first = Stream(), draft(tokens(*range(8)))
+    stream.down(verdict(0, tokens(*range(20, 40))), first)
+    message = draft(tokens(*range(20, 30)), base=1, number=2)
+    received, sent = stream.up(message)
+    assert sent.echoes
+    stream.down(verdict(0, tokens(*range(50, 70)), 2), received)
+    again = pb.Draft.FromString(sent.SerializeToString())
+    stream.cloud.mend_draft(again)
+    assert again.span == codec.encode_draft(message).draft.span
+
+
 def test_pipelined_drafts_and_trees_have_none() -> None:
     stream = Stream()
     stream.down(verdict(0, tokens(*range(20, 40))), draft(tokens(*range(8))))
