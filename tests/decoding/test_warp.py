@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from shared.decoding.warp import Warp, guide, log_probs, warp_logits
+from shared.decoding.warp import Warp, _keep_top_p, _keep_top_p_sorted, guide, log_probs, warp_logits
 from shared.errors import InvalidRequest
 
 GOLDEN = load_file(Path(__file__).with_name("golden_sampling.safetensors"))
@@ -75,6 +75,19 @@ def test_top_k_keeps_ties_with_the_kth() -> None:
 def test_top_p_keeps_the_token_that_crosses() -> None:
     log_p_TV = warp_logits(torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log(), Warp(top_p=0.6))
     torch.testing.assert_close(log_p_TV.exp(), torch.tensor([[0.625, 0.375, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
+def test_top_p_is_the_same_to_the_bit_whether_all_is_sorted_or_not(spread: float, ties: bool) -> None:
+    """Among the likeliest alone, by sorting, and row by row: a span is judged like its tokens one by one."""
+    logits_TV = spread * torch.randn(40, 500, generator=torch.Generator().manual_seed(1))
+    if ties:
+        logits_TV = logits_TV.round(decimals=1)
+    for p in (0.05, 0.3, 0.6, 0.9, 0.99):
+        kept_TV = _keep_top_p(logits_TV, p)
+        assert torch.equal(kept_TV, _keep_top_p_sorted(logits_TV, logits_TV.softmax(-1), p))
+        assert torch.equal(kept_TV, torch.cat([_keep_top_p(row_1V, p) for row_1V in logits_TV.split(1)]))
 
 
 def test_tiny_top_p_keeps_one() -> None:
