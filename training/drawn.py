@@ -76,10 +76,11 @@ class Source:
     folder: Path
 
     def images(self, scenes: Scenes, count: int, first: int, engine: Engine) -> Sequences:
-        """The cloud's own images of the first `count` captions that say something, by keyed noise from seed
-        `first`; drawn once, by the first process."""
+        """The cloud's own images of the first `count` captions that say something, completed as a device does,
+        by keyed noise from seed `first`; drawn once, by the first process."""
         said = filter(None, (scenes.layout(index).caption for index in itertools.count(first)))
-        captions, seeds = tuple(itertools.islice(said, count)), tuple(range(first, first + count))
+        seeds = tuple(range(first, first + count))
+        captions = tuple(map(self.cloud.complete, itertools.islice(said, count), seeds))
         warp = asdict(self.warp)
         name = file_name("drawn", cloud=self.cloud_digest, warp=warp, captions=captions, first=first)
         file = self.folder / f"{name}.safetensors"
