@@ -111,7 +111,9 @@ class Draw(Options, Wish):
     """`device-client --prompt ...`."""
 
     model_config = SettingsConfigDict(cli_prog_name=PROGRAM, json_schema_extra={"description": DRAW_HELP})
-    prompt: str = Field("", description='what to draw, such as "a cat"')
+    prompt: str = Field(
+        "", description='what to draw, such as "a cat"; the seed chooses a style it leaves open'
+    )
     out: Path = Field(Path("image.png"), description="where the picture goes")
     map: Path | None = Field(None, description="where a map of who decided each token goes")
     compare: Path | None = Field(None, description="where it goes beside what the cloud alone draws")

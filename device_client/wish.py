@@ -53,7 +53,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 class Wish(BaseModel):
     """One picture. What is None is taken from the model's calibration or from the mode."""
 
-    prompt: str = Field(description='what to draw, such as "a cat"')
+    prompt: str = Field(description='what to draw, such as "a cat"; the seed chooses a style it leaves open')
     seed: int = Field(default=0, ge=0, lt=SEED_LIMIT, description=f"which picture: 0 to {SEED_LIMIT - 1}")
     mode: Mode = Field(default="ciar", description="who decides: ciar, exact, cloud-only or device-only")
     gate: Annotated[str, AfterValidator(_known_gate)] | None = Field(
