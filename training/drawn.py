@@ -76,8 +76,8 @@ class Source:
     folder: Path
 
     def images(self, scenes: Scenes, count: int, first: int, engine: Engine) -> Sequences:
-        """The cloud's own images of the first `count` captions that say something, completed as by devices, by
-        keyed noise from seed `first`; drawn once, by the first process."""
+        """The cloud's own images of the first `count` captions that say something, completed as by devices,
+        by keyed noise from seed `first`; drawn once, by the first process."""
         said = filter(None, (scenes.layout(index).caption for index in itertools.count(first)))
         seeds = tuple(range(first, first + count))
         captions = tuple(map(self.cloud.complete, itertools.islice(said, count), seeds))
