@@ -9,13 +9,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from shared.errors import InvalidRequest
 from shared.models.families.emoji import EmojiModel
 from shared.models.zoo import CloudModel, DevicePackage
-from training.base import sample
-from training.drawn import Sequences
+from training.images import draw_images
 from training.listening import Bridge, Effect, Pair
 from training.standing_in import Keeping
 
@@ -44,14 +41,6 @@ def features_effect(cloud: CloudModel, package: DevicePackage, asked: Asked) -> 
     keeping = Keeping(asked.gate, asked.share, asked.share)
     bridge = Bridge(package.model, model.config.dim).eval()
     bridge.weight.weight.data.copy_(cloud.bridge_DF)
-    images = _drawn(model, asked, package)
-    return Pair(model, package.model, warp, keeping).effect(bridge, images, asked.share, _CHUNK)
-
-
-def _drawn(model: EmojiModel, asked: Asked, package: DevicePackage) -> Sequences:
-    """The cloud's own images of the prompts, over and over with other seeds."""
     captions = tuple(itertools.islice(itertools.cycle(asked.prompts), asked.images))
-    seeds = tuple(range(FIRST_SEED, FIRST_SEED + asked.images))
-    chunks = [slice(start, start + _CHUNK) for start in range(0, asked.images, _CHUNK)]
-    warp = package.calibration.warp
-    return Sequences(captions, torch.cat([sample(model, captions[c], seeds[c], warp) for c in chunks]), seeds)
+    images = draw_images(model, captions, FIRST_SEED, warp, None)
+    return Pair(model, package.model, warp, keeping).effect(bridge, images, asked.share, _CHUNK)

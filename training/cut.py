@@ -109,7 +109,9 @@ def calibrate(order: Cut, cloud_folder: Path, device: DeviceModel) -> Calibratio
     if not order.prompts:
         return Calibration(owner, warp, SPAN, PREFIX_RATE, {})
     cloud = load_model(cloud_folder)
-    scored = [_score(cloud, device, prompt, order.seed + i, warp) for i, prompt in enumerate(order.prompts)]
+    seeds = range(order.seed, order.seed + len(order.prompts))
+    whole = map(cloud.complete, order.prompts, seeds)
+    scored = [_score(cloud, device, *each, warp) for each in zip(whole, seeds, strict=True)]
     names = scored[0][0]
     scores = {name: np.stack([image[name] for image, _ in scored]) for name in names}
     return fit(scores, np.stack([agree for _, agree in scored]), owner, warp, SPAN, PREFIX_RATE)

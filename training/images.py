@@ -37,14 +37,15 @@ def cloud_log_p(
 def draw_images(
     cloud: ImageModel, captions: Sequence[str], first_seed: int, warp: Warp, file: Path | None
 ) -> Sequences:
-    """One image per caption with the keyed noise, seeds counting up from `first_seed`.
+    """One image per caption, completed as by devices, with the keyed noise, seeds counting up from the first.
 
     The tokens are kept in `file` for the next time; None: nowhere.
     """
     seeds = tuple(range(first_seed, first_seed + len(captions)))
+    captions = tuple(map(cloud.complete, captions, seeds))
     if file is not None and file.exists():
-        return Sequences(tuple(captions), load_file(file)["tokens"].long(), seeds)
+        return Sequences(captions, load_file(file)["tokens"].long(), seeds)
     tokens_NT = draw(cloud, captions, seeds, warp)
     if file is not None:
         save_whole({"tokens": tokens_NT}, file)
-    return Sequences(tuple(captions), tokens_NT.long(), seeds)
+    return Sequences(captions, tokens_NT.long(), seeds)
