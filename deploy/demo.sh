@@ -39,6 +39,6 @@ done
 [[ -n $port ]] || fail "the cloud server was not ready within $ready_s s:"
 
 # In the background, so that a signal is acted upon at once and not only when the client is done.
-device-client --prompt "a cat" --seed 6 --server "127.0.0.1:$port" --out "$out" --map "$map" &
+device-client --prompt "a cat" --seed 3 --server "127.0.0.1:$port" --out "$out" --map "$map" &
 client=$!
 wait "$client"
