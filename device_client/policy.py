@@ -30,7 +30,7 @@ DEFAULT_PREFIX_RATE = 0.06
 PREFIX_WINDOW = 16  # the prefix is drawn by Jacobi iteration: the same tokens in fewer forwards
 # Adaptive spans: tokens at most, and the floor. With guesses of the cloud's in them, long spans pay.
 ADAPTIVE_CAP, ADAPTIVE_FLOOR = 16, 0.3
-GUESSING_CAP, GUESSING_FLOOR = 24, 0.03
+GUESSING_CAP, GUESSING_FLOOR = 32, 0.01
 UNSCORED = ("never", "always")  # gates that need no threshold and no calibration
 _GATING = ("gate", "threshold", "cloud_budget", "promise", "pacing")
 # Overrides that would contradict what a mode is; `acceptance` also says how a side draws:
@@ -183,7 +183,7 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
                   or
     promise       the share of kept tokens that may differ from the cloud's draw, looked up there as well
     pacing        "fixed", "budget" or "cost"
-    span          tokens, or "adaptive": up to 24, ended at a floor of 0.03; without guesses, up to 16 and 0.3
+    span          tokens, or "adaptive": up to 32, ended at a floor of 0.01; without guesses, up to 16 and 0.3
 
     Raises InvalidRequest for an unknown name, a value out of range, a gate without calibration, and overrides
     that contradict each other or mean nothing in this mode. `calibration` may be None where none is needed.

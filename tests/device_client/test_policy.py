@@ -25,8 +25,8 @@ def test_the_modes_are_what_the_readme_says() -> None:
         "ciar",
         "entropy",
         TABLE.threshold(DEFAULT_BUDGET),
-        24,
-        0.03,
+        32,
+        0.01,
         0.06,
         "coupled",
         features=True,
@@ -37,7 +37,7 @@ def test_the_modes_are_what_the_readme_says() -> None:
         window=16,
     )
     assert exact == Policy(
-        "exact", "always", 0.0, 24, 0.03, 0.0, "coupled", features=False, use_cloud=True, guesses=True
+        "exact", "always", 0.0, 32, 0.01, 0.0, "coupled", features=False, use_cloud=True, guesses=True
     )
     assert not cloud.alone and cloud.prefix_tokens(256) == 256 and cloud.use_cloud and not cloud.guesses
     assert all((policy.max_forwards, policy.in_flight) == (1, 1) for policy in (ciar, exact, cloud, device))
@@ -56,7 +56,7 @@ def test_overrides_lie_on_top_of_the_mode() -> None:
     assert policy_for("ciar", CALIBRATION, threshold=-7.0).threshold == -7.0
     assert policy_for("ciar", CALIBRATION, span=3).span == 3
     adaptive = policy_for("ciar", CALIBRATION, span="adaptive")
-    assert (adaptive.span, adaptive.adaptive_floor) == (24, 0.03)
+    assert (adaptive.span, adaptive.adaptive_floor) == (32, 0.01)
     plain = policy_for("ciar", CALIBRATION, guesses=False, alone="")
     assert (plain.guesses, plain.span, plain.adaptive_floor, plain.window) == (False, 16, 0.3, 0)
     alone = policy_for("exact", CALIBRATION, guesses=False, span="adaptive")
