@@ -25,7 +25,7 @@ MAX_IN_FLIGHT = 4
 OFFLINE = ("retry", "finish")  # what becomes of an image when no cloud can be had
 ADAPTIVE = "adaptive"
 DEFAULT_GATE = "entropy"  # where no calibration names another; adaptive spans go by the same
-DEFAULT_BUDGET = 0.2  # cloud forwards per token, rehearsed
+DEFAULT_BUDGET = 0.21  # cloud forwards per token, rehearsed
 DEFAULT_PREFIX_RATE = 0.06
 PREFIX_WINDOW = 16  # the prefix is drawn by Jacobi iteration: the same tokens in fewer forwards
 # Adaptive spans: tokens at most, and the floor. With guesses of the cloud's in them, long spans pay.
