@@ -30,10 +30,11 @@ from training.carry import carry_over, seen_together
 from training.data import keyed_generator
 from training.engine import Engine
 from training.forcing import caption_rows, prompt_weights, teacher_forced_hidden
+from training.held_back import held_back_combinations, seen_beside
 from training.loading import SceneBatch, encode, scene_batches
 from training.presets import preset
 from training.runs import Learner, RunFolder, drive
-from training.scenes import Scene, Scenes, held_back_combinations, scene_split, seen_beside
+from training.scenes import Scene, Scenes, scene_split
 
 SAMPLE_PROMPTS = (
     "a cat", "a dog face", "a red apple", "a house", "a rocket", "a penguin",

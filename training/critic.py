@@ -15,9 +15,10 @@ from torch import Tensor
 
 from shared.models.critic import Critic, contrastive_loss, save_critic
 from training.base import falling
+from training.held_back import held_back_combinations
 from training.presets import preset
 from training.runs import Learner, RunFolder, drive
-from training.scenes import Scene, Scenes, batch_pixels, held_back_combinations, scene_split
+from training.scenes import Scene, Scenes, batch_pixels, scene_split
 
 CAPTIONS = 512  # exported with the critic, to tell true captions from
 

@@ -123,7 +123,8 @@ def place(rgba: Pixels, thing: Thing) -> Pixels:
 
 
 @functools.lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+def keyed_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """The order of `count` pictures in one epoch."""
     return keyed_generator(seed + 1, epoch).permutation(count)
 
 
@@ -147,7 +148,7 @@ class Scenes:
     def layout(self, index: int) -> Layout:
         """What scene `index` shows and says; epochs lay every picture out once in a keyed order."""
         epoch, place_in_epoch = divmod(index, len(self.pictures))
-        picture = self.pictures[_order(self.seed, epoch, len(self.pictures))[place_in_epoch]]
+        picture = self.pictures[keyed_order(self.seed, epoch, len(self.pictures))[place_in_epoch]]
         rng = keyed_generator(self.seed, index)
         others = self._by_style.get(picture.style, []) if _short(picture) else []
         if self.limits.pairs and len(others) > 1 and rng.random() < self.limits.pairs:
@@ -272,36 +273,6 @@ def scene_split(
     held_back = [picture for picture in pictures if picture.split == "heldout"] or pictures
     train = [picture for picture in pictures if picture.split == "train"]
     return Scenes(train, limits, seed), Scenes(held_back, CANONICAL, seed)
-
-
-def held_back_combinations(scenes: Scenes, count: int) -> list[Scene]:
-    """Canonical scenes of (concept, colour) pairs that `scenes` never shows, at most `count`, of pictures in
-    a keyed order; empty where nothing is held back."""
-    return [scenes.canonical(*pair) for pair in _held_back_pairs(scenes)[:count]]
-
-
-def seen_beside(scenes: Scenes, count: int) -> list[Scene]:
-    """The pictures of `held_back_combinations`, one by one, on a keyed colour that they are trained on: what
-    one gains on these and not on those is learnt by heart."""
-    limits, found = scenes.limits, []
-    for place_in_order, (picture, _) in enumerate(_held_back_pairs(scenes)[:count]):
-        shown = [
-            colour
-            for colour in limits.colours
-            if colour != "white" and not is_held_back(picture.concept, colour, limits.held_colours)
-        ] or ["white"]
-        found.append(scenes.canonical(picture, shown[place_in_order % len(shown)]))
-    return found
-
-
-def _held_back_pairs(scenes: Scenes) -> list[tuple[Picture, str]]:
-    limits, order = scenes.limits, _order(scenes.seed, 0, len(scenes.pictures))
-    return [
-        (picture, colour)
-        for picture in (scenes.pictures[place_in_order] for place_in_order in order)
-        for colour in limits.colours
-        if is_held_back(picture.concept, colour, limits.held_colours)
-    ]
 
 
 def batch_pixels(scenes: Sequence[Scene]) -> Pixels:

@@ -14,6 +14,7 @@ from shared.errors import InvalidRequest
 from shared.models.unsaid import Unsaid
 from training.captions import Facts
 from training.data import CELL, PIXELS, Picture, load_pictures
+from training.held_back import held_back_combinations, seen_beside
 from training.presets import ALL_SCENES, EVERYDAY_SCENES, PRESETS
 from training.scenes import (
     CANONICAL,
@@ -21,11 +22,9 @@ from training.scenes import (
     Scenes,
     Thing,
     compose,
-    held_back_combinations,
     is_held_back,
     place,
     scene_split,
-    seen_beside,
 )
 from training.words import COLOURS
 
