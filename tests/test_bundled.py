@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from device_client.loop import Progress, Request, Source
+from device_client.loop import Progress, Source
 from device_client.policy import policy_for
 from device_client.render import to_image
+from device_client.wish import request_for
 from evaluation.run import cloud_server, draw
 from shared.models.zoo import BUNDLED, DevicePackage, load_cloud, load_device_package
 
@@ -41,7 +42,7 @@ def drawn(
 ) -> Progress:
     """The finished image of a (prompt, seed)."""
     policy = policy_for(mode, package.calibration, **overrides)
-    return asyncio.run(draw(package, target, Request(*request, package.calibration.warp), policy))
+    return asyncio.run(draw(package, target, request_for(package, *request), policy))
 
 
 def test_weights_are_small_and_belong_together(package: DevicePackage) -> None:
@@ -79,7 +80,7 @@ def test_the_gate_decides_between_the_device_and_the_cloud(package: DevicePackag
 
 
 def test_the_picture_has_a_background_and_an_object(package: DevicePackage, target: str) -> None:
-    last = drawn(package, target, ("a penguin", 0), "ciar")
+    last = drawn(package, target, ("a cat", 0), "ciar")
     image = to_image(package.vq, last.tokens)
     assert image.size == (128, 128) and set(last.sources) >= {Source.PREFIX, Source.KEPT}
     low, high = image.convert("L").getextrema()
