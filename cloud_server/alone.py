@@ -82,10 +82,14 @@ class Jacobi:
         self._columns = math.isqrt(session.limits.image_tokens)
         self._guesses: list[int] = []
 
+    @property
+    def _length(self) -> int:
+        """Tokens to judge."""
+        return min(self._session.order.window, self._session.missing_prefix) - 1
+
     def job(self) -> Job:
         """Judge the last draws, and first guesses behind them."""
-        session = self._session
-        length = min(session.order.window, session.missing_prefix) - 1
+        session, length = self._session, self._length
         known = [*session.tokens, *self._guesses[:length]]
         while len(known) < len(session.tokens) + length:
             known.append(first_guess(known, self._columns))
@@ -94,6 +98,33 @@ class Jacobi:
     def take(self, judgement: Judgement) -> None:
         """Remember the draws behind the first that changed."""
         self._guesses = list(judgement.guesses)
+
+
+class Onward(Jacobi):
+    """What follows a draft that the cloud corrected: it goes on behind its correction, as it would alone.
+
+    With the window of "jacobi" until the image ends; without one it judges what it guessed, for as long as
+    that bought more than the one token which any forward draws.
+    """
+
+    def __init__(self, session: Session, first: Judgement) -> None:
+        super().__init__(session)
+        self._window = session.order.window if session.order.alone == "jacobi" else 0
+        super().take(first)
+        self.worthwhile = bool(self._guesses)  # nothing was guessed where all of the draft was accepted
+
+    @property
+    def _length(self) -> int:
+        missing = self._session.limits.image_tokens - len(self._session.tokens)
+        return min(self._window, missing) - 1 if self._window else len(self._guesses)
+
+    def take(self, judgement: Judgement) -> None:
+        """Remember the draws, and whether another forward is worth it."""
+        super().take(judgement)
+        if self._window:
+            self.worthwhile = len(self._session.tokens) < self._session.limits.image_tokens
+        else:
+            self.worthwhile = judgement.accepted > 0 and bool(self._guesses)
 
 
 def first_guess(known: list[int], columns: int) -> int:

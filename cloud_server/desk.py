@@ -10,9 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
-from cloud_server.alone import artist
+from cloud_server.alone import Onward, artist
 from cloud_server.scheduler import Scheduler
-from cloud_server.session import Job, Session
+from cloud_server.session import Session
 from cloud_server.tree import job_of
 from shared.decoding.acceptance import Judgement
 from shared.messages import Draft, Open, Opened, Usage, Verdict
@@ -155,11 +155,13 @@ class TokenSeat:
         self._scheduler.close(self._session)
 
     async def _forwards(self, draft: Draft) -> tuple[list[Judgement], float]:
-        """Judge a draft, then what the cloud guessed behind its correction, as often as the order allows.
+        """Judge a draft, then go on behind the correction, as often as the order allows.
 
         Every forward is a job like any other: between two of them the other sessions have their turn.
         """
         answers = [await self._scheduler.submit(job_of(self._session, draft))]
-        while job := Job.iterating(self._session, [answer.judgement for answer in answers]):
-            answers.append(await self._scheduler.submit(job))
+        onward = Onward(self._session, answers[0].judgement)
+        while onward.worthwhile and len(answers) < self._session.order.max_forwards:
+            answers.append(await self._scheduler.submit(onward.job()))
+            onward.take(answers[-1].judgement)
         return [answer.judgement for answer in answers], sum(answer.cloud_s for answer in answers)

@@ -213,19 +213,6 @@ class Job:
         """The job of a checked draft."""
         return cls(session, draft.span, draft.catch_up, draft.features, draft.proposal)
 
-    @classmethod
-    def iterating(cls, session: Session, judgements: Sequence[Judgement]) -> Job | None:
-        """The cloud's own next job on a draft: to judge what it guessed behind its correction (Jacobi).
-
-        None where the order allows no more forwards, nothing was guessed, or the last guesses bought nothing:
-        an iteration that accepts none of them draws one token, which any forward would have done.
-        """
-        *iterated, last = judgements
-        idle = bool(iterated) and last.accepted == 0
-        if len(judgements) >= session.order.max_forwards or not last.guesses or idle:
-            return None
-        return cls(session, np.array(last.guesses, dtype=np.int32))
-
     @property
     def base(self) -> int:
         """Image place of the first span token."""

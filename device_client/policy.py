@@ -27,7 +27,9 @@ ADAPTIVE = "adaptive"
 DEFAULT_GATE = "entropy"  # where no calibration names another; adaptive spans go by the same
 DEFAULT_BUDGET = 0.21  # cloud forwards per token, rehearsed
 DEFAULT_PREFIX_RATE = 0.06
-PREFIX_WINDOW = 16  # the prefix is drawn by Jacobi iteration: the same tokens in fewer forwards
+WINDOW = 24  # tokens a forward where the cloud draws by Jacobi iteration: the same in fewer forwards
+# Forwards a round. More save round trips and cost none; but what the cloud draws, the device cannot keep.
+CIAR_FORWARDS, EXACT_FORWARDS = 4, 8
 # Adaptive spans: tokens at most, and the floor. With guesses of the cloud's in them, long spans pay.
 ADAPTIVE_CAP, ADAPTIVE_FLOOR = 16, 0.3
 GUESSING_CAP, GUESSING_FLOOR = 32, 0.01
@@ -65,13 +67,13 @@ class Policy:
     use_cloud       False: there is no session; then the gate is "never" and the prefix rate 0
     guesses         what the cloud drew behind a rejected token comes back and helps to draft
     max_forwards    runs of the cloud model per draft, 1 .. 8: with more than one it goes on behind its own
-                    correction before it answers (Jacobi)
+                    correction before it answers, by Jacobi iteration if `alone` says so
     in_flight       rounds under way at a time, 1 .. 4: with more than one the device draws on while it waits
     pacing          a name in device_client.pacing.PACES: how the threshold moves within an image
     budget          the cloud forwards per token that `threshold` stands for; None where tau was given
     relaxation      how far "relaxed" acceptance may stray; None for any other
     offline         when no cloud can be had any more: "retry" gives the image up, "finish" ends it alone
-    alone           how the cloud draws the prefix, one of ALONE: "" is one token a forward
+    alone           how the cloud draws by itself, one of ALONE: "" is one token a forward
     window          of `alone`: tokens a forward (jacobi, sjd), columns a row is behind the one above (rows)
     tree            what is judged are trees, not spans; then `span` and the floor mean nothing
     """
@@ -147,10 +149,16 @@ _CIAR = Policy(
     use_cloud=True,
     guesses=True,
     alone="jacobi",
-    window=PREFIX_WINDOW,
+    window=WINDOW,
+    max_forwards=CIAR_FORWARDS,
 )
-_EXACT = replace(_CIAR, mode="exact", gate="always", prefix_rate=0.0, features=False, alone="", window=0)
-_CLOUD_ONLY = replace(_EXACT, mode="cloud-only", span=1, adaptive_floor=None, prefix_rate=1.0, guesses=False)
+_EXACT = replace(
+    _CIAR, mode="exact", gate="always", prefix_rate=0.0, features=False, max_forwards=EXACT_FORWARDS
+)
+_CLOUD_ONLY = replace(
+    _EXACT, mode="cloud-only", span=1, adaptive_floor=None, prefix_rate=1.0, guesses=False, max_forwards=1,
+    alone="", window=0,
+)  # fmt: skip
 _DEVICE_ONLY = replace(_CLOUD_ONLY, mode="device-only", gate="never", prefix_rate=0.0, use_cloud=False)
 _PRESETS = {policy.mode: policy for policy in (_CIAR, _EXACT, _CLOUD_ONLY, _DEVICE_ONLY)}
 
@@ -197,11 +205,11 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     policy = _PRESETS[mode]
     usual = DEFAULT_GATE if calibration is None else calibration.default_gate
     changes = {"prefix_rate": prefix_rate, "pacing": pacing, "acceptance": acceptance, **rounds}
-    if guesses is None and tree is not None:
-        changes["guesses"] = False  # a tree is no chain to put guesses into
+    if tree is not None:  # no chain to put guesses into, or to go on behind
+        changes |= {"guesses": guesses or False, "max_forwards": max_forwards or 1}
     if window is None and (alone is not None or acceptance not in (None, "coupled")):
         # Under other rules iterations do not settle on plain draws.
-        changes |= {"alone": alone or "", "window": 0}
+        changes |= {"alone": alone or "", "window": 0, "max_forwards": max_forwards or 1}
     policy = replace(
         policy,
         gate=gate or (usual if mode == "ciar" else policy.gate),

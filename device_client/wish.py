@@ -14,7 +14,14 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from device_client.loop import Request
 from device_client.pacing import PACES
-from device_client.policy import MAX_IN_FLIGHT, MAX_SPAN, Policy, policy_for
+from device_client.policy import (
+    CIAR_FORWARDS,
+    EXACT_FORWARDS,
+    MAX_IN_FLIGHT,
+    MAX_SPAN,
+    Policy,
+    policy_for,
+)
 from device_client.shape import MAX_NODES, Tree
 from shared.decoding.acceptance import MOST_NEIGHBOURS, RULES, Relaxation
 from shared.decoding.gates import GATES, gate
@@ -93,7 +100,8 @@ class Wish(BaseModel):
     )
     max_forwards: Annotated[int, Field(ge=1, le=MAX_FORWARDS)] | None = Field(
         default=None,
-        description=f"runs of the cloud model per message, 1 to {MAX_FORWARDS}: more save messages",
+        description=f"runs of the cloud model per message, 1 to {MAX_FORWARDS}: more save messages; "
+        f"{CIAR_FORWARDS} in ciar, {EXACT_FORWARDS} in exact",
     )
     in_flight: Annotated[int, Field(ge=1, le=MAX_IN_FLIGHT)] | None = Field(
         default=None,
@@ -116,7 +124,7 @@ class Wish(BaseModel):
     )
     alone: Literal["jacobi", "sjd", "rows"] | None = Field(
         default=None,
-        description=f"how the cloud draws the prefix: {', '.join(ALONE[1:])}; else one token a run",
+        description=f"how the cloud draws by itself: {', '.join(ALONE[1:])}; else as the mode says",
     )
     window: Annotated[int, Field(ge=1, le=MAX_SPAN)] | None = Field(
         default=None,

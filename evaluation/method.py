@@ -62,6 +62,13 @@ def _break_even(sample: Sample) -> Figure:
     return bootstrap(trip_s, len(calls))
 
 
+def _named(name: str) -> Row:
+    """The row of exact mode that goes by this name."""
+    return next(row for row in EXACT if row.name == name)
+
+
+_NO_GUESSES, _NO_GUESSES_AHEAD = _named("exact, no guesses"), _named("exact, no guesses, 4 in flight")
+_ONE, _ONE_AHEAD = _named("exact, 1 forward"), _named("exact, 1 forward, 4 in flight")
 WAITED = c.Column("waited s", lambda sample: _mean_of(sample, "wait_s"), 3)
 DEVICE = c.Column("device s", lambda sample: _mean_of(sample, "device_s"), 3)
 BREAK_EVEN = c.Column("break-even RTT ms", _break_even, 1, 1000.0, interval=True)
@@ -76,9 +83,7 @@ MODES = TableSpec(
     9,
     "The modes over loopback",
     (
-        Line("exact", EXACT[0]),
-        Line("exact, no guesses", EXACT[1]),
-        Line("exact, 2 forwards", EXACT[2]),
+        *(Line(row.name, row) for row in (EXACT[0], _NO_GUESSES, _ONE, _named("exact, 2 forwards"))),
         Line("ciar, default", CIAR),
         Line("ciar, agreement 18 %", _spent("ciar, agreement 18 %", _DIALLED, "agreement")),
     ),
@@ -97,14 +102,12 @@ EQUAL = TableSpec(
     ),
     (c.CALLS, c.LOCAL, c.DIFFERING),
 )
-_NO_GUESSES_AHEAD = next(row for row in EXACT if row.name == "exact, no guesses, 4 in flight")
-_AHEAD = next(row for row in EXACT if row.name == "exact, 4 in flight")
 WAITING = TableSpec(
     11,
     "Waiting at a round trip of 50 ms",
     tuple(
         Line(row.name, row, link=ROUND_TRIP_50_MS.name)
-        for row in (EXACT[1], _NO_GUESSES_AHEAD, EXACT[0], _AHEAD, CIAR)
+        for row in (_NO_GUESSES, _NO_GUESSES_AHEAD, _ONE, _ONE_AHEAD, EXACT[0], CIAR)
     ),
     (c.IDENTICAL, c.CALLS, c.ROUNDS, WAITED, c.SECONDS, c.SPEED_UP, BREAK_EVEN),
 )
@@ -134,8 +137,8 @@ def compared(name: str, samples: Mapping[str, Sample]) -> list[str]:
     """What one row's figure is beside another's, in words; `samples` are those of a table by line."""
     told = {
         "modes": lambda: [
-            _told("guesses cut rounds by", _cut(samples["exact, no guesses"], samples["exact"], "rounds")),
-            _told("2 forwards cut rounds by", _cut(samples["exact"], samples["exact, 2 forwards"], "rounds")),
+            _told(f"{more} cut rounds by", _cut(samples[_NO_GUESSES.name], samples[name], "rounds"))
+            for more, name in (("guesses", _ONE.name), ("guesses and 8 forwards", EXACT[0].name))
         ],
         "gates": lambda: [
             _told(
@@ -145,10 +148,18 @@ def compared(name: str, samples: Mapping[str, Sample]) -> list[str]:
             for budget in BUDGETS
             for other in RANKED[1:]
         ],
-        "waiting": lambda: [
-            _told(f"4 in flight cut waiting of {one!r} by", _cut(samples[one], samples[two], "wait_s"))
-            for one, two in (("exact, no guesses", _NO_GUESSES_AHEAD.name), ("exact", _AHEAD.name))
-        ],
+        "waiting": lambda: (
+            [
+                _told(f"4 in flight cut waiting of {one!r} by", _cut(samples[one], samples[two], "wait_s"))
+                for one, two in ((_NO_GUESSES.name, _NO_GUESSES_AHEAD.name), (_ONE.name, _ONE_AHEAD.name))
+            ]
+            + [
+                _told(
+                    f"8 forwards cut waiting of {_ONE.name!r} by",
+                    _cut(samples[_ONE.name], samples[EXACT[0].name], "wait_s"),
+                )
+            ]
+        ),
     }
     return told[name]() if name in told else []
 

@@ -39,7 +39,7 @@ SPECULATION = Row(
 _DIALLED = Row(
     "ciar, interval 20 %",
     "ciar",
-    MappingProxyType({"gate": "interval", "cloud_budget": 0.2, "pacing": "budget"}),
+    MappingProxyType({"gate": "interval", "cloud_budget": 0.2, "pacing": "budget", "max_forwards": 1}),
 )
 NO_VARIANT = "needs a device model of that kind: --variants FOLDER"
 
@@ -76,7 +76,7 @@ MAIN = TableSpec(
         Line("SJD (cloud alone)", SJD),
         Line("row-parallel (cloud alone)", PARALLEL),
         Line("exact (ours)", EXACT[0]),
-        Line("exact, 2 forwards (ours)", EXACT[2]),
+        Line("exact, 1 forward (ours)", EXACT[2]),
         Line("ciar (ours)", CIAR, _speed("2.53", "3.00", "30.4")),
     ),
     (
@@ -221,7 +221,7 @@ LINKED = TableSpec(
             ("SCD", SCD),
             ("row-parallel", PARALLEL),
             ("exact", EXACT[0]),
-            ("exact, 2 forwards", EXACT[2]),
+            ("exact, 1 forward", EXACT[2]),
             ("ciar", CIAR),
         )
     ),

@@ -36,16 +36,17 @@ class Row:
 
 
 BASE = Row("cloud-only", "cloud-only")
-_PLAIN = {"guesses": False}
-# The paper's rounds: spans and a prefix, no guesses, one token of the prefix per forward.
+_ONCE = {"max_forwards": 1}
+_PLAIN = {"guesses": False, **_ONCE}
+# The paper's rounds: spans and a prefix, no guesses, one forward a round and per token of the prefix.
 PUBLISHED = MappingProxyType({**_PLAIN, "alone": ""})
 EXACT = (
     Row("exact", "exact"),
     Row("exact, no guesses", "exact", MappingProxyType(_PLAIN)),
+    Row("exact, 1 forward", "exact", MappingProxyType(_ONCE)),
     Row("exact, 2 forwards", "exact", MappingProxyType({"max_forwards": 2})),
-    Row("exact, 3 forwards", "exact", MappingProxyType({"max_forwards": 3})),
-    Row("exact, 2 in flight", "exact", MappingProxyType({"in_flight": 2})),
-    Row("exact, 4 in flight", "exact", MappingProxyType({"in_flight": 4})),
+    Row("exact, 4 forwards", "exact", MappingProxyType({"max_forwards": 4})),
+    Row("exact, 1 forward, 4 in flight", "exact", MappingProxyType({**_ONCE, "in_flight": 4})),
     Row("exact, 2 forwards, 4 in flight", "exact", MappingProxyType({"max_forwards": 2, "in_flight": 4})),
     Row("exact, no guesses, 4 in flight", "exact", MappingProxyType({**_PLAIN, "in_flight": 4})),
     Row("exact, no guesses, span 5", "exact", MappingProxyType({**_PLAIN, "span": 5})),

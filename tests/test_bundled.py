@@ -61,9 +61,11 @@ def test_verified_images_equal_the_base(package: DevicePackage, target: str, pro
     assert exact.tokens == base.tokens
     assert exact.counters.cloud_forwards <= 0.45 * exact.counters.image_tokens
     assert max(exact.counters.bytes_up, exact.counters.bytes_down) < 3_000
+    once = drawn(package, target, (prompt, seed), "exact", max_forwards=1)
+    assert max(once.counters.bytes_up, once.counters.bytes_down) < 3_000
     busy = drawn(package, target, (prompt, seed), "exact", in_flight=4, max_forwards=2)
-    assert busy.tokens == base.tokens
-    assert busy.counters.rounds < exact.counters.rounds
+    assert once.tokens == busy.tokens == base.tokens
+    assert exact.counters.rounds < busy.counters.rounds < once.counters.rounds
     for span in (1, 5, 16):
         assert drawn(package, target, (prompt, seed), "ciar", gate="always", span=span).tokens == base.tokens
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from cloud_server.alone import artist, first_guess
+from cloud_server.alone import Onward, artist, first_guess
 from cloud_server.engine import Engine
-from cloud_server.session import Session
+from cloud_server.session import Job, Session
+from shared.decoding.acceptance import Judgement
 from shared.decoding.noise import gumbel
 from shared.decoding.warp import log_probs
 from shared.errors import InvalidRequest
@@ -68,6 +69,51 @@ def test_published_jacobi_draws_other_images_of_as_many_forwards(engine: Engine,
         assert session.tokens == draw(engine, wanted)[0].tokens, "a seed is an image here as well"
         images.append(session.tokens != base_image(cloud, wanted).tolist())
     assert any(images)
+
+
+@pytest.mark.parametrize(
+    ("judgements", "worthwhile"),
+    [
+        ([Judgement(0, 1, (2, 3))], True),
+        ([Judgement(2, 1)], False),  # nothing was rejected
+        ([Judgement(0, 1, (2, 3)), Judgement(1, 4, (5,))], True),
+        ([Judgement(0, 1, (2, 3)), Judgement(0, 4, (5,))], False),  # the guesses were worth nothing
+        ([Judgement(0, 1, (2,)), Judgement(1, 4)], False),  # nothing is guessed any more
+    ],
+)
+def test_without_a_window_the_cloud_goes_on_while_it_gains(
+    engine: Engine, cloud: CloudModel, judgements: list[Judgement], worthwhile: bool
+) -> None:
+    session = engine.open(order(cloud, resume=base_image(cloud, order(cloud))[:3], max_forwards=8))
+    onward = Onward(session, judgements[0])
+    for judgement in judgements[1:]:
+        onward.take(judgement)
+    assert onward.worthwhile == worthwhile
+    if worthwhile:
+        job = onward.job()
+        assert job.span.tolist() == list(judgements[-1].guesses) and job.base == len(session.tokens)
+
+
+@pytest.mark.parametrize("window", [2, 5, 64])
+@pytest.mark.parametrize("seed", [0, 7])
+def test_with_a_window_the_cloud_goes_on_to_the_end_as_it_would_alone(
+    engine: Engine, cloud: CloudModel, window: int, seed: int
+) -> None:
+    """Behind a draft that is wrong at its second place; every forward brings a token of the base at least."""
+    truth = base_image(cloud, order(cloud, seed))
+    session = engine.open(order(cloud, seed, alone="jacobi", window=window, max_forwards=8))
+    draft = np.array([truth[0], (truth[1] + 1) % 32, truth[2]], dtype=np.int32)
+    first = engine.run([Job(session, draft)])[0].judgement
+    assert first.accepted == 1
+    onward = Onward(session, first)
+    while onward.worthwhile:
+        before, job = len(session.tokens), onward.job()
+        assert len(job.span) == min(window, T - before) - 1
+        onward.take(engine.run([job])[0].judgement)
+        assert len(session.tokens) > before
+    assert session.tokens == truth.tolist()
+    assert session.forwards < T or window == 2
+    engine.close(session)
 
 
 def test_the_first_guess_is_the_token_above() -> None:

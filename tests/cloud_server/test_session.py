@@ -163,28 +163,6 @@ def test_a_settled_draft_is_checked_like_any_other(whole: Session) -> None:
         whole.check(settled)
 
 
-@pytest.mark.parametrize(
-    ("forwards", "judgements", "goes_on"),
-    [
-        (1, [Judgement(0, 1, (2, 3))], False),
-        (0, [Judgement(0, 1, (2, 3))], False),
-        (2, [Judgement(0, 1, (2, 3))], True),
-        (2, [Judgement(2, 1)], False),  # nothing was rejected
-        (2, [Judgement(0, 1, (2, 3)), Judgement(1, 4, (5,))], False),
-        (3, [Judgement(0, 1, (2, 3)), Judgement(1, 4, (5,))], True),
-        (3, [Judgement(0, 1, (2, 3)), Judgement(0, 4, (5,))], False),  # the guesses were worth nothing
-    ],
-)
-def test_the_cloud_iterates_while_it_may_and_gains(
-    cloud: CloudModel, forwards: int, judgements: list[Judgement], goes_on: bool
-) -> None:
-    session = Engine(cloud, 1).open(order(cloud, resume=OWNED, max_forwards=forwards))
-    job = Job.iterating(session, judgements)
-    assert (job is not None) == goes_on
-    if job is not None:
-        assert job.span.tolist() == list(judgements[-1].guesses) and job.base == len(session.tokens)
-
-
 def test_a_job_knows_its_size(session: Session) -> None:
     words = session.prompt_GND.shape[1]
     assert Job(session).inputs == words + 3

@@ -62,7 +62,9 @@ async def test_cost_asks_less_where_rounds_are_dear(package: DevicePackage, serv
     """Loopback is far cheaper than the reference round, so `cost` asks more than the same fixed budget."""
     rates = {}
     for pacing in ("fixed", "cost"):
-        policy = policy_for("ciar", package.calibration, gate="entropy", cloud_budget=0.15, pacing=pacing)
+        policy = policy_for(
+            "ciar", package.calibration, gate="entropy", cloud_budget=0.15, pacing=pacing, max_forwards=1
+        )
         drawn = await images(package, policy, server)
         rates[pacing] = sum(image.counters.rounds for image in drawn)
     assert rates["cost"] > rates["fixed"]

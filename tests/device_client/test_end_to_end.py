@@ -75,9 +75,9 @@ async def whole(package: DevicePackage, policy: Policy, link: CloudLink) -> Prog
 
 
 async def test_a_killed_server_costs_time_and_no_token(package: DevicePackage, server: ServerProcess) -> None:
-    exact = policy_for("exact", package.calibration, span=2)
-    ciar = policy_for("ciar", package.calibration, gate="margin", threshold=-1.0)
-    busy = replace(exact, in_flight=4, guesses=True, max_forwards=2)
+    exact = policy_for("exact", package.calibration, span=2, max_forwards=1)
+    ciar = policy_for("ciar", package.calibration, gate="margin", threshold=-1.0, max_forwards=1)
+    busy = replace(exact, in_flight=4, guesses=True, max_forwards=2, alone="", window=0)
     async with server.link() as link:  # the server is still starting: the link waits for it
         base = await whole(package, policy_for("cloud-only", package.calibration), link)
         undisturbed = await whole(package, ciar, link)
@@ -101,7 +101,7 @@ async def test_a_killed_server_costs_time_and_no_token(package: DevicePackage, s
 async def test_a_frozen_server_is_left_behind_by_its_deadline(
     package: DevicePackage, server: ServerProcess
 ) -> None:
-    policy = policy_for("exact", package.calibration)
+    policy = policy_for("exact", package.calibration, max_forwards=1)
     async with server.link() as link:
         base = await whole(package, policy, link)
     async with server.link(deadline_s=1.0) as link:

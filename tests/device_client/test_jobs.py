@@ -24,7 +24,7 @@ from shared.models.zoo import DevicePackage
 from tests.device_client.rig import GRID, NOBODY, Pace, caller, eventually, serving
 
 EVENTS = {"accept": "text/event-stream"}
-SLOW = {"prompt": "cat", "mode": "exact", "span": 1}
+SLOW = {"prompt": "cat", "mode": "exact", "span": 1, "max_forwards": 1}
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ async def test_formats(client: AsyncOpenAI, kind: Any) -> None:
 
 
 async def test_a_stream_grows_and_ends_with_the_picture(client: AsyncOpenAI, slow: Pace) -> None:
-    slow.pause_s, wish = 0.01, {"seed": 3, "mode": "exact", "span": 1}
+    slow.pause_s, wish = 0.01, {"seed": 3, "mode": "exact", "span": 1, "max_forwards": 1}
     stream = await client.images.generate(prompt="a cat", stream=True, partial_images=3, extra_body=wish)
     events = [event async for event in stream]
     kinds = [event.type.removeprefix("image_generation.") for event in events]
@@ -166,7 +166,7 @@ async def test_no_cloud_is_a_server_error(package: DevicePackage) -> None:
 async def test_a_client_that_leaves_stops_the_work(
     client: AsyncOpenAI, slow: Pace, cloud: CloudServer, stream: Any
 ) -> None:
-    wish = {"mode": "exact", "span": 1}
+    wish = {"mode": "exact", "span": 1, "max_forwards": 1}
     task = asyncio.create_task(client.images.generate(prompt="cat", stream=stream, extra_body=wish))
     await eventually(lambda: len(slow.seen) > 3)
     if stream:

@@ -34,13 +34,16 @@ def test_the_modes_are_what_the_readme_says() -> None:
         guesses=True,
         budget=DEFAULT_BUDGET,
         alone="jacobi",
-        window=16,
+        window=24,
+        max_forwards=4,
     )
     assert exact == Policy(
-        "exact", "always", 0.0, 32, 0.01, 0.0, "coupled", features=False, use_cloud=True, guesses=True
-    )
+        "exact", "always", 0.0, 32, 0.01, 0.0, "coupled", features=False, use_cloud=True, guesses=True,
+        alone="jacobi", window=24, max_forwards=8,
+    )  # fmt: skip
     assert not cloud.alone and cloud.prefix_tokens(256) == 256 and cloud.use_cloud and not cloud.guesses
-    assert all((policy.max_forwards, policy.in_flight) == (1, 1) for policy in (ciar, exact, cloud, device))
+    assert cloud.max_forwards == device.max_forwards == 1
+    assert all(policy.in_flight == 1 for policy in (ciar, exact, cloud, device))
     assert device.gate == "never" and device.prefix_tokens(256) == 0 and not device.use_cloud
 
 
@@ -68,6 +71,7 @@ def test_overrides_lie_on_top_of_the_mode() -> None:
     for mode in ("ciar", "cloud-only"):  # only plain draws may be had by iterations
         greedy = policy_for(mode, CALIBRATION, acceptance="greedy")
         assert (greedy.acceptance, greedy.alone, greedy.window) == ("greedy", "", 0)
+        assert greedy.max_forwards == 1
     rows = policy_for("ciar", CALIBRATION, alone="rows", window=4)
     assert (rows.alone, rows.window, policy_for("ciar", CALIBRATION, window=8).alone) == ("rows", 4, "jacobi")
 

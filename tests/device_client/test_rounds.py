@@ -111,7 +111,9 @@ async def test_pipelining_changes_no_image_that_keeps_tokens(
 ) -> None:
     """Where tokens are kept, what the cloud is asked decides the image; pipelined, it is asked the same."""
     for request, span in zip((*REQUESTS, REQUESTS[0]), (1, 3, "adaptive"), strict=True):
-        gated = policy_for("ciar", package.calibration, gate="margin", threshold=-0.9, span=span)
+        gated = policy_for(
+            "ciar", package.calibration, gate="margin", threshold=-0.9, span=span, max_forwards=1
+        )
         plain, _ = await run(package, request, gated, server)
         assert Source.KEPT in plain.sources and gated.features
         for flight in (2, 4):
@@ -125,7 +127,7 @@ async def test_pipelining_changes_no_image_that_keeps_tokens(
 
 async def test_guesses_come_only_where_they_are_wanted(package: DevicePackage, server: CloudServer) -> None:
     for wanted in (False, True):
-        policy = policy_for("exact", package.calibration, span=8, guesses=wanted)
+        policy = policy_for("exact", package.calibration, span=8, guesses=wanted, max_forwards=1)
         _, link = await run(package, REQUESTS[0], policy, server)
         rejected = [
             verdict

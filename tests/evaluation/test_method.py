@@ -35,11 +35,20 @@ def test_rows_are_compared_by_sums_over_images() -> None:
     samples["entropy, 20%"] = sample(20)
     told = compared("gates", samples)
     assert "at 20%, tokens differing under agreement over entropy: 0.250 (0.250 .. 0.250)" in told
-    modes = {line.name: sample(0) for line in METHOD["modes"].lines} | {"exact": sample(0, rounds=6)}
-    assert "guesses cut rounds by: 0.400 (0.400 .. 0.400)" in compared("modes", modes)
+    modes = {line.name: sample(0) for line in METHOD["modes"].lines} | {
+        "exact, 1 forward": sample(0, rounds=6),
+        "exact": sample(0, rounds=1),
+    }
+    assert compared("modes", modes) == [
+        "guesses cut rounds by: 0.400 (0.400 .. 0.400)",
+        "guesses and 8 forwards cut rounds by: 0.900 (0.900 .. 0.900)",
+    ]
     waiting = {line.name: sample(0) for line in METHOD["waiting"].lines}
-    waiting["exact, 4 in flight"] = sample(0, wait_s=0.25)
-    assert "4 in flight cut waiting of 'exact' by: 0.750 (0.750 .. 0.750)" in compared("waiting", waiting)
+    waiting["exact, 1 forward, 4 in flight"] = sample(0, wait_s=0.25)
+    waiting["exact"] = sample(0, wait_s=0.5)
+    told = compared("waiting", waiting)
+    assert "4 in flight cut waiting of 'exact, 1 forward' by: 0.750 (0.750 .. 0.750)" in told
+    assert "8 forwards cut waiting of 'exact, 1 forward' by: 0.500 (0.500 .. 0.500)" in told
 
 
 def test_break_even_is_what_the_formula_says() -> None:

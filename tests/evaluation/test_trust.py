@@ -56,7 +56,8 @@ async def scene(folder: str, package: DevicePackage, server: ServerProcess) -> f
 @pytest.fixture
 async def script(package: DevicePackage, server: ServerProcess) -> Script:
     await server.ready()
-    return await record(package, server.target, REQUEST, policy_for("exact", package.calibration))
+    policy = policy_for("exact", package.calibration, max_forwards=1)
+    return await record(package, server.target, REQUEST, policy)
 
 
 # ---- faults
