@@ -24,13 +24,14 @@ PROGRAM = "ciar-scales"
 ABOUT = """Draw one picture of a model that draws scale by scale. Modes: ciar asks where the device is unsure,
 code is one hand-over after --prefix scales, exact is the cloud's own picture.
 
-  ciar-scales --model runs/var --prompt "a cat" --server host:50051 --mode code --prefix 6"""
+  ciar-scales --prompt "a cat" --server host:50051 --mode code --prefix 6"""
 
 
 class ScaleDraw(PictureOptions):
     """The command line."""
 
     model_config = SettingsConfigDict(cli_prog_name=PROGRAM, json_schema_extra={"description": ABOUT})
+    model: str = Field("emoji-var", description="model name or folder")
     mode: str = Field("ciar", description=f"one of {', '.join(SCALE_MODES)}")
     prefix: int = Field(scale_policy.DEFAULT_PREFIX, ge=0, description="scales that the cloud draws first")
     gate: str = Field(scale_policy.DEFAULT_GATE, description="what tells where the device is unsure")
