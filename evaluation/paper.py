@@ -13,6 +13,7 @@ from evaluation.comparison import Line, Matched, TableSpec
 from evaluation.policies import (
     BASE,
     CIAR,
+    CIAR_ONWARD,
     EAGLE,
     EXACT,
     LANTERN,
@@ -20,6 +21,7 @@ from evaluation.policies import (
     PARALLEL,
     PUBLISHED,
     SCD,
+    SCD_WIDE,
     SJD,
     Row,
 )
@@ -73,6 +75,7 @@ MAIN = TableSpec(
         Line("LANTERN on the tree", LANTERN_TREE),
         Line("Entropy-Lens", Matched("entropy", EQUAL_BUDGET), _speed("1.70", "2.05", "52.3")),
         Line("SCD (cloud alone)", SCD),
+        Line("SCD, window 24 (cloud alone)", SCD_WIDE),
         Line("SJD (cloud alone)", SJD),
         Line("row-parallel (cloud alone)", PARALLEL),
         Line("exact (ours)", EXACT[0]),
@@ -223,6 +226,7 @@ LINKED = TableSpec(
             ("exact", EXACT[0]),
             ("exact, 1 forward", EXACT[2]),
             ("ciar", CIAR),
+            ("ciar, 8 forwards", CIAR_ONWARD),
         )
     ),
     (

@@ -57,6 +57,7 @@ EXACT = (
 )
 GATED = ("agreement", "certificate", "interval", "discrete", "margin", "entropy", "softmax", "random")
 CIAR = Row("ciar, default", "ciar")
+CIAR_ONWARD = Row("ciar, 8 forwards", "ciar", MappingProxyType({"max_forwards": 8}))
 DEAF = Row("ciar, no features", "ciar", features=False)
 DEVICE = Row("never, prefix 0.06", "ciar", MappingProxyType({**PUBLISHED, "gate": "never"}))
 
@@ -75,6 +76,7 @@ def _tree(name: str, nodes: int, width: int, depth: int) -> Row:
 # Jacobi decoding as published draws with fresh noise and accepts by probabilities; with coupled draws it is
 # lossless. EAGLE-2 with its published sizes, and as small as this cloud likes it.
 SCD = _alone("SCD, window 16", "jacobi", 16)
+SCD_WIDE = _alone("SCD, window 24", "jacobi", 24)  # as wide as the cloud goes on behind a correction
 SJD = _alone("SJD, window 16", "sjd", 16)
 PARALLEL = _alone("row-parallel, 4 behind", "rows", 4)
 EAGLE = _tree("EAGLE-2, 60 nodes", 60, 10, 6)
@@ -84,6 +86,7 @@ LANTERN = Row("LANTERN, span 5", "exact", MappingProxyType({**_PLAIN, "span": 5,
 LANTERN_TREE = Row("LANTERN, 60 nodes", "exact", MappingProxyType({"tree": Tree(60, 10, 6), **_RELAXED}))
 RIVALS = (
     SCD,
+    SCD_WIDE,
     _alone("SCD, window 32", "jacobi", 32),
     SJD,
     _alone("SJD, window 32", "sjd", 32),

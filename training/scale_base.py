@@ -1,7 +1,9 @@
 """`ciar-train var-base`: the large VAR on small pictures; or CoDe's drafter, on the first scales.
 
 Teacher forcing on pictures that a trained tokenizer encoded; a tenth of the classes are dropped for guidance.
-Loss and evaluation are means over scales, else the last ones would be most of it. Knows no device model.
+Some tokens are told wrong, and the scales behind them learn to mend that (Han et al., "Infinity", 2024):
+without it a model of few pictures knows them by heart and is lost behind its own first mistake. Loss and
+evaluation are means over scales, else the last ones would be most of it. Knows no device model.
 """
 
 from __future__ import annotations
@@ -9,10 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.decoding.acceptance import nearest_neighbours
 from shared.decoding.scales import draw, scale_noise, truncated
 from shared.errors import InvalidRequest
 from shared.models.by_scale import save_scale_cloud
@@ -21,6 +25,7 @@ from shared.models.families.var_run import ScaleRun
 from shared.models.families.var_vae import ScaleQuantizer, ScaleVQ
 from shared.models.generators import load_generator, load_scale_vq
 from training.base import falling, optimizers
+from training.data import keyed_generator
 from training.runs import Learner, RunFolder, drive
 from training.scale_data import CLOUD_DEPTH, Pictures, dropped, eighth, var_shape
 from training.scale_tokenizer import encoded
@@ -28,6 +33,7 @@ from training.scale_tokenizer import encoded
 DROPPED = 0.1  # share of classes that guidance's other row learns from
 SAMPLE_GUIDANCE, SAMPLE_TOP_K, SAMPLE_TOP_P = 1.5, 100, 0.9
 SAMPLES = 8
+NEAR = 32  # a wrong token is one of so many codes next to the right one
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class ScaleBaseRun:
     rate: float = 2e-3
     matrix_rate: float = 1e-2
     average: float = 0.99
+    wrong: float = 0.1  # share of tokens told wrong, on average over pictures
     seed: int = 0
     checkpoint_every: int = 150
     start_from: Path | None = None  # exported model whose weights the run begins with
@@ -79,6 +86,30 @@ def forced(
     return model(maps_BTE, cond_BD, 0, until), cond_BD
 
 
+@torch.no_grad()
+def misled(
+    vq: ScaleVQ, near_VN: Tensor, image_B3HW: Tensor, wrong: float, rng: np.random.Generator
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Tokens of every scale as they are told, and as they are wanted: the right ones behind what was told.
+
+    A picture has up to twice the share `wrong` of them told wrong. Each scale encodes what the ones told
+    before it leave, so it makes up for their mistakes.
+    """
+    rest_BEHH = vq.features(image_B3HW).float()
+    share_B1 = torch.from_numpy(rng.random((len(rest_BEHH), 1))) * 2 * wrong
+    told: list[Tensor] = []
+    wanted: list[Tensor] = []
+    for scale in range(len(vq.maps.scales)):
+        right_BT = vq.quantize.code_of(rest_BEHH, scale)
+        hit_BT = torch.from_numpy(rng.random(right_BT.shape)) < share_B1
+        which_BT = torch.from_numpy(rng.integers(0, near_VN.shape[1], right_BT.shape))
+        wrong_BT = near_VN[right_BT].gather(-1, which_BT[..., None])[..., 0]
+        wanted.append(right_BT)
+        told.append(torch.where(hit_BT, wrong_BT, right_BT))
+        rest_BEHH = rest_BEHH - vq.quantize.added(torch.zeros_like(rest_BEHH), told[-1], scale)
+    return told, wanted
+
+
 def by_scale(model: VARModel, values_BT: Tensor, until: int) -> list[Tensor]:
     """The parts [B, p * p, ...] of a sequence of the first scales."""
     offsets = model.config.offsets
@@ -101,6 +132,7 @@ class ScaleBaseTrainer:
     def __init__(self, run: ScaleBaseRun) -> None:
         self.run, self.folder = run, RunFolder(run.out)
         self.pictures, self.vq = Pictures(run.data, run.seed), load_scale_vq(run.vae)
+        self.near_VN = nearest_neighbours(self.vq.quantize.codes())[:, :NEAR].long()
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
         self.model = VARModel(var_shape(CLOUD_DEPTH))
         self.until = run.until or len(self.model.config.scales)
@@ -127,8 +159,10 @@ class ScaleBaseTrainer:
         batch = self.pictures.batch(step, run.batch)
         labels = dropped(batch.labels_B, self.model.config.classes, DROPPED, run.seed + 5, step)
         self.learner.set_rates(falling((run.matrix_rate, run.rate), step, run.steps))
+        rng = keyed_generator(run.seed + 6, step)
         with torch.autocast("cpu", torch.bfloat16):
-            losses_S = self._losses(self.model, encoded(self.vq, batch.image_B3HW), labels)
+            told, wanted = misled(self.vq, self.near_VN, batch.image_B3HW, run.wrong, rng)
+            losses_S = self._losses(self.model, told, wanted, labels)
         gradient = self.learner.learn(losses_S.mean())
         return {"loss": round(losses_S.mean().item(), 4), "gradient": round(gradient, 3)}
 
@@ -143,16 +177,19 @@ class ScaleBaseTrainer:
         """Nats per token on training and held-back pictures; a grid of samples where all scales are drawn."""
         model, figures = self.averaged_model(), {}
         for name, batch in (("loss", self.pictures.batch(0, 16)), ("held_back_loss", self.pictures.held(16))):
-            losses_S = self._losses(model, encoded(self.vq, batch.image_B3HW), batch.labels_B)
+            tokens = encoded(self.vq, batch.image_B3HW)
+            losses_S = self._losses(model, tokens, tokens, batch.labels_B)
             figures[f"plain_{name}"] = round(losses_S.mean().item(), 4)
         if self.run.until is None:
             labels = torch.arange(SAMPLES) % model.config.classes
             self.folder.grid(f"samples-{self.learner.step:06d}", sampled(self.vq, model, labels, 0), 8)
         return figures
 
-    def _losses(self, model: VARModel, tokens: list[Tensor], labels_B: Tensor) -> Tensor:
-        """Nats per token of each scale that is trained, [S]."""
-        hidden_BTD, cond_BD = forced(model, self.vq.quantize, tokens, labels_B, self.until)
+    def _losses(
+        self, model: VARModel, told: list[Tensor], wanted: list[Tensor], labels_B: Tensor
+    ) -> Tensor:
+        """Nats per token of each scale that is trained, [S], behind the scales as they were told."""
+        hidden_BTD, cond_BD = forced(model, self.vq.quantize, told, labels_B, self.until)
         logits = by_scale(model, model.logits(hidden_BTD, cond_BD), self.until)
-        pairs = zip(logits, tokens, strict=False)  # of tokens there may be more
+        pairs = zip(logits, wanted, strict=False)  # of tokens there may be more
         return torch.stack([F.cross_entropy(z.flatten(0, 1), ids.flatten()) for z, ids in pairs])

@@ -27,6 +27,7 @@ class VarBase(Run):
 
     vae: Path = Field(description="exported tokenizer, RUN/vae")
     steps: int = Field(900, description="optimiser steps", gt=0)
+    wrong: float = Field(0.1, description="share of tokens told wrong, to be mended later", ge=0, lt=0.5)
     until: int | None = Field(None, description="train the first scales alone: a drafter of so many")
     start_from: Path | None = Field(None, description="exported model to begin with, RUN/cloud")
 

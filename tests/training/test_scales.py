@@ -6,6 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -13,13 +14,15 @@ from PIL import Image, ImageDraw
 from device_client.cloud import Request
 from device_client.scale_loop import decode_scales
 from device_client.scale_policy import device_only
+from shared.decoding.acceptance import nearest_neighbours
 from shared.errors import InvalidRequest
 from shared.models.by_scale import SHARES, ScalePackage, load_scale_cloud, load_scale_package
 from shared.models.checkpoint import digest
+from shared.models.generators import load_scale_vq
 from training.cli import main
 from training.presets import FIRST
 from training.runs import Trainer
-from training.scale_base import ScaleBaseRun, ScaleBaseTrainer
+from training.scale_base import ScaleBaseRun, ScaleBaseTrainer, misled
 from training.scale_calibrate import WARP
 from training.scale_data import SCALES
 from training.scale_tokenizer import ScaleTokenizerRun, ScaleTokenizerTrainer
@@ -60,6 +63,24 @@ def runs(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         extra = ["--calibration-images", "2"] if words[0] == "var-device" else []
         assert main([*words, "--data", str(artwork), *FEW, *extra]) == 0
     return home
+
+
+@torch.no_grad()
+def test_scales_make_up_for_what_was_told_wrong(runs: Path) -> None:
+    """What is wanted of a scale is what the scales as they were told leave; nothing wrong: the encoding."""
+    vq = load_scale_vq(runs / "tok" / "vae")
+    image = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    near = nearest_neighbours(vq.quantize.codes())[:, :8].long()
+    told, wanted = misled(vq, near, image, 0.0, np.random.default_rng(0))
+    for one, other, plain in zip(told, wanted, vq.encode(image), strict=True):
+        assert (one == plain).all() and (other == plain).all()
+    told, wanted = misled(vq, near, image, 0.3, np.random.default_rng(0))
+    missed = torch.cat([(one != other).flatten() for one, other in zip(told, wanted, strict=True)])
+    assert 0.1 < missed.float().mean() < 0.6
+    sums = vq.quantize.sums(told)
+    for scale in range(1, len(SCALES)):
+        rest = vq.features(image) - sums[scale - 1]
+        assert (vq.quantize.code_of(rest, scale) == wanted[scale]).all()
 
 
 def test_what_is_exported_is_a_pair_that_draws(runs: Path) -> None:

@@ -91,12 +91,16 @@ class ScaleQuantizer(Quantizer):
             out.append(self.added(out[-1], tokens_BT, scale))
         return out[1:]
 
+    def code_of(self, rest_BEHH: Tensor, scale: int) -> Tensor:
+        """Token ids [B, p * p] of one scale: the codes nearest to what the scales before it leave."""
+        last = scale == len(self.maps.scales) - 1
+        return self.nearest(rest_BEHH if last else reduced(rest_BEHH, self.maps.scales[scale])).flatten(1)
+
     def encode(self, features_BEHH: Tensor) -> list[Tensor]:
         """Token ids [B, p * p] of every scale: each the nearest codes of what the scales before leave."""
         rest, tokens = features_BEHH.float(), []
-        for scale, side in enumerate(self.maps.scales):
-            last = scale == len(self.maps.scales) - 1
-            tokens.append(self.nearest(rest if last else reduced(rest, side)).flatten(1))
+        for scale in range(len(self.maps.scales)):
+            tokens.append(self.code_of(rest, scale))
             rest = rest - self.added(torch.zeros_like(rest), tokens[-1], scale)
         return tokens
 

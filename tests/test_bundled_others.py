@@ -1,0 +1,82 @@
+"""The small pairs of the other generators in the box: they fit their size, and their commands draw with no
+flag but a prompt and a server. The server is a process of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from device_client.masked import cli as masked
+from device_client.scales import cli as scales
+from device_client.steps import cli as steps
+from evaluation.run import cloud_server
+from shared.models.zoo import BUNDLED
+
+MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair: its command, and the mode that draws the cloud's own picture by messages."""
+
+    name: str
+    main: Callable[[Sequence[str]], int]
+    usual: str
+    exact: tuple[str, ...]
+
+
+PAIRS = (
+    Pair("emoji-var", scales.main, "ciar", ("--mode", "exact")),
+    Pair("emoji-dit", steps.main, "ciar", ("--mode", "exact", "--precision", "fp32")),
+    Pair("emoji-mar", masked.main, "cspd", ("--mode", "cspd", "--tolerance", "0", "--head-steps", "25")),
+)
+FAST = {"emoji-mar": ("--head-steps", "25")}
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: pair.name)
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[Pair, str]]:
+    with cloud_server(request.param.name) as target:
+        yield request.param, target
+
+
+def drawn(pair: Pair, target: str, out: Path, *flags: str) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """The pixels of a picture, and what is written into it."""
+    argv = ["--prompt", "a red apple", "--seed", "4", "--server", target, "--out", str(out), *flags]
+    assert pair.main(argv) == 0
+    image = Image.open(out)
+    return np.asarray(image), json.loads(image.info["ciar"])  # type: ignore[attr-defined]
+
+
+def test_the_picture_of_every_message_is_the_clouds_own(served: tuple[Pair, str], tmp_path: Path) -> None:
+    pair, target = served
+    alone, told = drawn(
+        pair, target, tmp_path / "a.png", "--mode", "cloud-only", *FAST.get(pair.name, ())
+    )
+    exact, _ = drawn(pair, target, tmp_path / "b.png", *pair.exact)
+    assert (alone == exact).all() and alone.shape == (64, 64, 3)
+    assert told["model"] == pair.name and told["counters"]["rounds"] == 0
+
+
+def test_a_red_apple_is_red(served: tuple[Pair, str], tmp_path: Path) -> None:
+    """By the means of the red and the green channel inside the picture; white around it."""
+    pair, target = served
+    image, told = drawn(pair, target, tmp_path / "a.png", *FAST.get(pair.name, ()))
+    assert told["mode"] == pair.usual and told["counters"]["cloud_forwards"] > 0
+    middle = image[20:44, 20:44].astype(float)
+    assert middle[..., 0].mean() > middle[..., 1].mean() + 60
+    assert image[:2].mean() > 235
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+def test_it_is_small_and_says_whose_artwork_it_saw(pair: Pair) -> None:
+    folder = BUNDLED / pair.name
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8 * MEGABYTE
+    assert "emoji/NOTICE.md" in (folder / "NOTICE.md").read_text(encoding="utf-8")
