@@ -1,4 +1,4 @@
-"""How the threshold moves while an image is drawn: `fixed`, `budget`, `cost` (SPEC section 4).
+"""How the threshold moves while an image is drawn: `fixed`, `budget`, `early`, `cost` (SPEC section 4).
 
 Pure functions: each maps what was decided beforehand and what was measured so far to the tau of the next
 token. Knows nothing of models, networks or clocks.
@@ -79,6 +79,17 @@ def budget(pacing: Pacing, now: Situation) -> float:
     return pacing.table.threshold(wanted) if wanted <= pacing.table.budgets[-1] else -math.inf
 
 
+def early(pacing: Pacing, now: Situation) -> float:
+    """Ask about everything while the budget lasts, about nothing afterwards.
+
+    A wrong token spoils what follows it and nothing before it, so mistakes are cheapest at the end; which
+    tokens are asked about matters less than when. The last round may spend more than was left.
+    """
+    assert pacing.budget is not None
+    left = pacing.budget * now.counters.image_tokens - now.counters.cloud_forwards
+    return -math.inf if left >= 1 else math.inf
+
+
 def cost(pacing: Pacing, now: Situation) -> float:
     """Ask iff the expected harm is worth the measured round.
 
@@ -90,7 +101,7 @@ def cost(pacing: Pacing, now: Situation) -> float:
     return pacing.table.score_of(harm * now.round_s / REFERENCE_S)
 
 
-PACES: Mapping[str, Pace] = MappingProxyType({"fixed": fixed, "budget": budget, "cost": cost})
+PACES: Mapping[str, Pace] = MappingProxyType({"fixed": fixed, "budget": budget, "early": early, "cost": cost})
 
 
 def pace(name: str) -> Pace:

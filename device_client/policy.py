@@ -190,7 +190,7 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     cloud_budget  a share of cloud forwards per token, 0 < budget <= 1, looked up in the gate's calibration,
                   or
     promise       the share of kept tokens that may differ from the cloud's draw, looked up there as well
-    pacing        "fixed", "budget" or "cost"
+    pacing        "fixed", "budget", "early" or "cost"
     span          tokens, or "adaptive": up to 32, ended at a floor of 0.01; without guesses, up to 16 and 0.3
 
     Raises InvalidRequest for an unknown name, a value out of range, a gate without calibration, and overrides
@@ -205,6 +205,8 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     policy = _PRESETS[mode]
     usual = DEFAULT_GATE if calibration is None else calibration.default_gate
     changes = {"prefix_rate": prefix_rate, "pacing": pacing, "acceptance": acceptance, **rounds}
+    if pacing == "early":  # nothing is kept as long as it asks
+        changes["max_forwards"] = max_forwards or EXACT_FORWARDS
     if tree is not None:  # no chain to put guesses into, or to go on behind
         changes |= {"guesses": guesses or False, "max_forwards": max_forwards or 1}
     if window is None and (alone is not None or acceptance not in (None, "coupled")):
@@ -257,8 +259,9 @@ def _with_threshold(
     if policy.gate in UNSCORED:
         _require(not named, f"gate {policy.gate!r} with {' '.join(words)}", "", "no threshold and no budget")
         return policy
-    if policy.pacing == "budget":
-        _require(set(named) <= {"cloud_budget"}, "policy 'budget' with", " ".join(words), "a cloud budget")
+    if policy.pacing in ("budget", "early"):
+        said = f"policy {policy.pacing!r} with"
+        _require(set(named) <= {"cloud_budget"}, said, " ".join(words), "a cloud budget")
     if policy.pacing != "fixed":
         _table(calibration, policy.gate)
     if "threshold" in named:

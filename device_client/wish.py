@@ -79,10 +79,11 @@ class Wish(BaseModel):
         description="share of kept tokens that may differ from the cloud's draw: above 0, below 1; "
         "instead of a threshold or a budget",
     )
-    policy: Literal["fixed", "budget", "cost"] | None = Field(
+    policy: Literal["fixed", "budget", "early", "cost"] | None = Field(
         default=None,
         description=f"how the threshold moves within a picture: {', '.join(PACES)}; fixed keeps it, budget "
-        "keeps the share of forwards at --cloud-budget, cost weighs each question against the measured round",
+        "keeps the share of forwards at --cloud-budget, early asks about everything until it is spent, cost "
+        "weighs each question against the measured round",
     )
     span: Annotated[int, Field(ge=1, le=MAX_SPAN)] | Literal["adaptive"] | None = Field(
         default=None,

@@ -17,7 +17,7 @@ from evaluation import columns as c
 from evaluation.columns import Sample
 from evaluation.comparison import Line, TableSpec
 from evaluation.network import ROUND_TRIP_50_MS
-from evaluation.policies import CIAR, EXACT, Row
+from evaluation.policies import CIAR, EXACT, Row, early
 from evaluation.statistics import Figure, Picks, bootstrap
 
 BUDGETS = (0.1, 0.2, 0.3)
@@ -86,6 +86,7 @@ MODES = TableSpec(
         *(Line(row.name, row) for row in (EXACT[0], _NO_GUESSES, _ONE, _named("exact, 2 forwards"))),
         Line("ciar, default", CIAR),
         Line("ciar, agreement 18 %", _spent("ciar, agreement 18 %", _DIALLED, "agreement")),
+        *(Line(early(budget).name, early(budget)) for budget in (0.15, 0.2)),
     ),
     (
         c.IDENTICAL, c.DIFFERING, c.CALLS, c.ROUNDS, c.LOCAL, c.ACCEPTED, DEVICE, c.SECONDS, c.SPEED_UP,
@@ -99,7 +100,8 @@ EQUAL = TableSpec(
         Line(f"{gate}, {budget:.0%}", _spent(f"{gate}, {budget:.0%}, held", budget, gate))
         for budget in BUDGETS
         for gate in RANKED
-    ),
+    )
+    + tuple(Line(f"early, {budget:.0%}", early(budget)) for budget in BUDGETS),
     (c.CALLS, c.LOCAL, c.DIFFERING),
 )
 WAITING = TableSpec(
@@ -125,6 +127,7 @@ DIAL = TableSpec(
             Line(f"{budget:g}, --policy budget", _spent(f"ciar, {budget:.0%}, held", budget, "agreement"))
             for budget in (0.12, 0.15)
         ),
+        *(Line(f"{budget:g}, --policy early", early(budget)) for budget in (0.09, *_DIAL[2:])),
     ),
     (
         c.CALLS, c.ROUNDS, c.LOCAL, c.DIFFERING, c.DISTANCE_CHANGE, c.SCORE_CHANGE, c.SECONDS, c.SPEED_UP,
@@ -142,10 +145,11 @@ def compared(name: str, samples: Mapping[str, Sample]) -> list[str]:
         ],
         "gates": lambda: [
             _told(
-                f"at {budget:.0%}, tokens differing under agreement over {other}",
-                _ratio(samples[f"agreement, {budget:.0%}"], samples[f"{other}, {budget:.0%}"]),
+                f"at {budget:.0%}, tokens differing under {one} over {other}",
+                _ratio(samples[f"{one}, {budget:.0%}"], samples[f"{other}, {budget:.0%}"]),
             )
             for budget in BUDGETS
+            for one in (RANKED[0], "early")
             for other in RANKED[1:]
         ],
         "waiting": lambda: (

@@ -57,6 +57,14 @@ EXACT = (
 )
 GATED = ("agreement", "certificate", "interval", "discrete", "margin", "entropy", "softmax", "random")
 CIAR = Row("ciar, default", "ciar")
+
+
+def early(budget: float) -> Row:
+    """Mode ciar that asks about everything until its budget is spent."""
+    overrides = MappingProxyType({"cloud_budget": budget, "pacing": "early"})
+    return Row(f"ciar, {budget:.0%} early", "ciar", overrides)
+
+
 CIAR_ONWARD = Row("ciar, 8 forwards", "ciar", MappingProxyType({"max_forwards": 8}))
 DEAF = Row("ciar, no features", "ciar", features=False)
 DEVICE = Row("never, prefix 0.06", "ciar", MappingProxyType({**PUBLISHED, "gate": "never"}))

@@ -160,7 +160,7 @@ def test_every_option_arrives(run: Run, model: str, server: str) -> None:
 
 def test_the_dials_of_gates_pacing_and_relaxation_arrive(run: Run, model: str, server: str) -> None:
     ask = ("--prompt", "cat", "--server", server, "--model", model, "--json")
-    for pacing in ("fixed", "budget", "cost"):
+    for pacing in ("fixed", "budget", "early", "cost"):
         ran = run(*ask, "--policy", pacing, "--cloud-budget", "0.2", "--gate", "agreement")
         policy = json.loads(ran.out)["settings"]["policy"]
         assert (policy["pacing"], policy["budget"], policy["gate"]) == (pacing, 0.2, "agreement")
@@ -250,7 +250,10 @@ def test_guidance_the_device_did_not_learn_is_noted(alone: Run, monkeypatch: pyt
         (["--prompt", "cat", "--span", "0"], "1 to 64, or adaptive"),
         (["--prompt", "cat", "--cloud-budget", "2"], "above 0, up to 1"),
         (["--prompt", "cat", "--top-p=nan"], "--top-p 'nan': "),
-        (["--prompt", "cat", "--policy", "x"], "--policy 'x': input should be 'fixed', 'budget' or 'cost'"),
+        (
+            ["--prompt", "cat", "--policy", "x"],
+            "--policy 'x': input should be 'fixed', 'budget', 'early' or 'cost'",
+        ),
         (["--prompt", "cat", "--gate", "discrete(1)"], "--gate 'discrete(1)': allowed: 2 to 64"),
         (["--prompt", "cat", "--relax-k", "0"], "--relax-k '0': "),
         (["--prompt", "cat", "--relax-delta", "2"], "--relax-delta '2': "),

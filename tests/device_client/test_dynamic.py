@@ -9,7 +9,7 @@ import pytest
 
 from cloud_server.server import CloudServer, Settings, running
 from device_client.link import CloudLink
-from device_client.loop import Progress, Request, decode
+from device_client.loop import Progress, Request, Source, decode
 from device_client.policy import Policy, policy_for
 from shared.decoding.acceptance import Relaxation
 from shared.models.zoo import DevicePackage, load_cloud, load_device_package
@@ -56,6 +56,20 @@ async def test_budget_keeps_every_image_near_the_target(
     off = [abs(image.counters.call_rate - target) for image in paced]
     assert max(off) <= 3 / 64
     assert max(off) <= max(abs(image.counters.call_rate - target) for image in plain)
+
+
+async def test_early_keeps_nothing_before_the_budget_is_spent(
+    package: DevicePackage, server: CloudServer
+) -> None:
+    """So that what it keeps is the end of the image, and what stands before is the cloud's own."""
+    base = await images(package, policy_for("exact", package.calibration), server)
+    early = policy_for("ciar", package.calibration, cloud_budget=0.1, pacing="early")
+    assert early.max_forwards == 8
+    for whole, image in zip(base, await images(package, early, server), strict=True):
+        first = image.sources.index(Source.KEPT)
+        assert set(image.sources[first:]) == {Source.KEPT}
+        assert image.tokens[:first] == whole.tokens[:first]
+        assert 0.1 <= image.counters.call_rate + 1 / 64 <= 0.1 + 8 / 64
 
 
 async def test_cost_asks_less_where_rounds_are_dear(package: DevicePackage, server: CloudServer) -> None:

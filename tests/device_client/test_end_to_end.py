@@ -83,16 +83,17 @@ async def test_a_killed_server_costs_time_and_no_token(package: DevicePackage, s
         undisturbed = await whole(package, ciar, link)
         deaf = await whole(package, replace(ciar, features=False), link)
         disturbed = []
-        for policy in (exact, ciar, busy):
+        onward = policy_for("exact", package.calibration, span=2)  # fewer rounds, of many forwards
+        for policy, moment in ((exact, 5), (ciar, 5), (busy, 5), (onward, 2)):
             victim = server.process
             async for step in decode(package, REQUEST, policy, link):
-                if step.counters.rounds == 5 and server.process is victim:
+                if step.counters.rounds == moment and server.process is victim:
                     server.kill()
                     server.start()
             assert step.done and server.process is not victim
             assert step.counters.resumes >= 1
             disturbed.append(step)
-    assert disturbed[0].tokens == disturbed[2].tokens == base.tokens
+    assert disturbed[0].tokens == disturbed[2].tokens == disturbed[3].tokens == base.tokens
     assert (disturbed[1].tokens, disturbed[1].sources) == (undisturbed.tokens, undisturbed.sources)
     assert disturbed[1].counters.rounds == undisturbed.counters.rounds
     assert deaf.tokens != undisturbed.tokens

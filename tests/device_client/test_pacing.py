@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_client.pacing import PACES, REFERENCE_S, Pacing, Situation, budget, cost, fixed, pace, pacing_for
+from device_client.pacing import (
+    PACES,
+    REFERENCE_S,
+    Pacing,
+    Situation,
+    budget,
+    cost,
+    early,
+    fixed,
+    pace,
+    pacing_for,
+)
 from device_client.progress import Counters
 from shared.decoding.calibration import Calibration, GateTable
 from shared.decoding.warp import Warp
@@ -57,6 +68,13 @@ def test_budget_converges_where_the_calibration_is_wrong(seed: int, target: floa
     assert target * 400 - 12 <= counters.cloud_forwards <= target * 400
 
 
+def test_early_asks_until_the_budget_is_spent() -> None:
+    for length in (0, 50, 99):
+        assert early(PACING, at(length, cloud_forwards=19)) == -math.inf
+        assert early(PACING, at(length, cloud_forwards=20)) == math.inf
+        assert early(PACING, at(length, cloud_forwards=26)) == math.inf
+
+
 def test_cost_asks_as_fixed_does_at_the_reference_and_less_the_dearer_a_round_is() -> None:
     def tau(round_s: float) -> float:
         return cost(PACING, at(50, rounds=10**6, wait_s=round_s * 10**6))
@@ -81,6 +99,6 @@ def test_pacing_of_an_image_takes_the_table_of_its_gate() -> None:
 
 
 def test_paces_are_known_by_name() -> None:
-    assert [pace(name) for name in PACES] == [fixed, budget, cost]
-    with pytest.raises(InvalidRequest, match=r"'greedy'.*fixed, budget, cost"):
+    assert [pace(name) for name in PACES] == [fixed, budget, early, cost]
+    with pytest.raises(InvalidRequest, match=r"'greedy'.*fixed, budget, early, cost"):
         pace("greedy")

@@ -135,7 +135,7 @@ def test_what_looks_nothing_up_needs_no_calibration() -> None:
         ("ciar", {"threshold": math.nan}, "threshold nan"),
         ("ciar", {"promise": 0.01}, "promise 0.01 .* 0.05, 0.1"),
         ("ciar", {"promise": 0.1, "cloud_budget": 0.2}, "cloud budget 0.2 and promise 0.1"),
-        ("ciar", {"pacing": "slow"}, "'slow'.* fixed, budget, cost"),
+        ("ciar", {"pacing": "slow"}, "'slow'.* fixed, budget, early, cost"),
         ("ciar", {"pacing": "budget", "threshold": -1.0}, "'budget' with .*threshold -1.0.* a cloud budget"),
         ("ciar", {"pacing": "cost", "gate": "always"}, "'always' with policy cost"),
         ("ciar", {"pacing": "cost", "gate": "margin", "threshold": 1.0}, "'margin'.* entropy"),
