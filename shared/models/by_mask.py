@@ -22,7 +22,7 @@ from shared.models.diffloss import DiffLoss
 from shared.models.families.mar import MARConfig, MARModel
 from shared.models.generators import GENERATORS, describe, load_generator, load_kl
 from shared.models.kl_vae import KLVAE
-from shared.models.zoo import find
+from shared.models.zoo import COMMANDS, find, find_for
 
 _HEAD = "diffloss."
 
@@ -109,7 +109,7 @@ def load_head(folder: Path) -> DiffLoss:
 def load_masked_package(name: str, models: Path) -> MaskedPackage:
     """The device side of a model. Raises ModelUnavailable, and ModelMismatch where its tokens are not made of
     the autoencoder's latents."""
-    folder = find(name, models)
+    folder = find_for(COMMANDS[MARModel.family], name, models)
     home = folder / "device"
     (model, config), vae = load_masked_device(home), load_kl(folder / "vae")
     if model.config.token_dim != vae.config.latent * model.config.patch**2:

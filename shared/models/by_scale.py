@@ -29,7 +29,7 @@ from shared.models.families.var_vae import ScaleQuantizer, ScaleVQ, ScaleVQConfi
 from shared.models.generators import describe, load_generator, load_scale_vq
 from shared.models.inter_head import InterHead
 from shared.models.text import split_words
-from shared.models.zoo import find
+from shared.models.zoo import COMMANDS, find, find_for
 
 THRESHOLDS = "thresholds.json"
 GLUE = frozenset({"a", "an", "the"})  # words of a prompt that name no class
@@ -172,7 +172,7 @@ def load_scale_device(folder: Path) -> ScaleDevice:
 def load_scale_package(name: str, models: Path) -> ScalePackage:
     """The device side of a model. Raises ModelUnavailable, and ModelMismatch where its tokenizer has other
     scales."""
-    folder = find(name, models)
+    folder = find_for(COMMANDS[VARModel.family], name, models)
     home = folder / "device"
     model, vq = load_scale_device(home), load_scale_vq(folder / "vae")
     if model.base.config.scales != vq.maps.scales:

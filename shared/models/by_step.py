@@ -27,7 +27,7 @@ from shared.models.families.dit_device import StepCompanion, StepDevice
 from shared.models.generators import describe, load_generator
 from shared.models.latent_decoder import load_latent_decoder
 from shared.models.patch_latent import KIND, load_patch_latent
-from shared.models.zoo import find
+from shared.models.zoo import COMMANDS, find, find_for
 
 PROJECTION = "projection.safetensors"
 THRESHOLDS = "thresholds.json"
@@ -155,7 +155,7 @@ def load_step_device(folder: Path) -> StepDevice:
 
 def load_step_package(name: str, models: Path) -> StepPackage:
     """The device side of a model. Raises ModelUnavailable."""
-    folder = find(name, models)
+    folder = find_for(COMMANDS[DiTModel.family], name, models)
     home = folder / "device"
     model, file = load_step_device(home), home / PROJECTION
     projection = read_projection(file).digest if file.is_file() else ""

@@ -30,6 +30,8 @@ from shared.models.lean import Lean, lean
 from shared.models.vq import VQModel
 
 BUNDLED = Path(__file__).parent / "bundled"
+TOKEN_COMMAND = "device-client"  # draws models that go token by token; the others have commands of their own
+COMMANDS = {"var": "ciar-scales", "mar": "ciar-masked", "dit": "ciar-diffusion"}
 BRIDGE = "bridge.safetensors"
 CALIBRATION = "calibration.json"
 
@@ -146,6 +148,17 @@ def family_of(name: str, models: Path) -> str:
     return str(json.loads(file.read_text(encoding="utf-8")).get("family", "")) if file.is_file() else ""
 
 
+def find_for(command: str, name: str, models: Path) -> Path:
+    """The folder of a model that this command draws. Raises ModelUnavailable for an unknown model, and for
+    one that another command draws."""
+    family = family_of(name, models)
+    right = COMMANDS.get(family, TOKEN_COMMAND)
+    if family and right != command:
+        what = f"{command} cannot draw model {name!r}, of family {family!r}"
+        raise ModelUnavailable(what, "", f"use {right} --model {name}")
+    return find(name, models)
+
+
 def load_cloud(
     name: str, models: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> CloudModel:
@@ -166,7 +179,7 @@ def load_cloud(
 def load_device_package(name: str, models: Path) -> DevicePackage:
     """Load the device side of a model. Raises ModelUnavailable, or ModelMismatch on a calibration of another
     cloud."""
-    folder = find(name, models)
+    folder = find_for(TOKEN_COMMAND, name, models)
     if not (folder / "device").is_dir():
         what = f"there is no device model in {folder}"
         raise ModelUnavailable(what, "it holds a cloud alone", f"make one with: ciar-train cut {folder}")
