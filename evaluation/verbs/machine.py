@@ -22,7 +22,7 @@ from shared.errors import ModelUnavailable
 from shared.models.checkpoint import read_config
 from shared.models.shapes import SHAPES
 from shared.models.transformer import Transformer
-from shared.models.zoo import available, find, load_cloud, load_device_package
+from shared.models.zoo import find, load_cloud, load_device_package, token_models
 from shared.threads import use_threads
 
 _MIB, _GIB = 2**20, 2**30
@@ -119,7 +119,7 @@ class Memory(BaseModel):
 
     def _shapes(self) -> Iterator[tuple[str, TransformerConfig]]:
         models = self.models.expanduser()
-        here = {name: shape_of(find(name, models)) for name in available(models)}
+        here = {name: shape_of(find(name, models)) for name in token_models(models)}
         yield from {**here, **SHAPES}.items()
 
 

@@ -122,6 +122,11 @@ def available(models: Path) -> list[str]:
     return sorted(path.name for path in BUNDLED.iterdir() if (path / "cloud").is_dir()) + fetched
 
 
+def token_models(models: Path) -> list[str]:
+    """Those of them that go token by token."""
+    return [name for name in available(models) if family_of(name, models) not in COMMANDS]
+
+
 def find(name: str, models: Path) -> Path:
     """The folder of a model name or path. Raises ModelUnavailable that lists what there is and where weights
     go."""
@@ -139,11 +144,11 @@ def find(name: str, models: Path) -> Path:
     )
 
 
-def family_of(name: str, models: Path) -> str:
-    """The family of a model, as its config says; "" where it says none. Raises ModelUnavailable for an
-    unknown model."""
+def family_of(name: str, models: Path, side: str = "cloud") -> str:
+    """The family of a model, as the config of one side (of the other, if it has that alone) says; "" where it
+    says none. Raises ModelUnavailable for an unknown model."""
     folder = find(name, models)
-    home = folder / "cloud" if (folder / "cloud").is_dir() else folder / "device"
+    home = next(home for home in (folder / side, folder / "cloud", folder / "device") if home.is_dir())
     file = home / "config.json"
     return str(json.loads(file.read_text(encoding="utf-8")).get("family", "")) if file.is_file() else ""
 
@@ -151,7 +156,7 @@ def family_of(name: str, models: Path) -> str:
 def find_for(command: str, name: str, models: Path) -> Path:
     """The folder of a model that this command draws. Raises ModelUnavailable for an unknown model, and for
     one that another command draws."""
-    family = family_of(name, models)
+    family = family_of(name, models, "device")
     right = COMMANDS.get(family, TOKEN_COMMAND)
     if family and right != command:
         what = f"{command} cannot draw model {name!r}, of family {family!r}"

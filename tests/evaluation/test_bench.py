@@ -28,7 +28,7 @@ def test_bench_fills_every_row_and_exact_rows_are_identical(
     names = [row.name for row in plain] + [f"ciar, {gate}" for gate in GATED]
     assert sorted(rows) == sorted(names)
     lossless = [row for row in RIVALS if row.name.startswith(("SCD", "EAGLE-2"))]
-    assert len(lossless) == 4
+    assert len(lossless) == 5
     for row in (BASE, *EXACT, *lossless):
         assert rows[row.name][2].strip() == "2/2", row
     records = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
