@@ -65,6 +65,7 @@ def early(budget: float) -> Row:
     return Row(f"ciar, {budget:.0%} early", "ciar", overrides)
 
 
+CIAR_ONCE = Row("ciar, 1 forward", "ciar", MappingProxyType(_ONCE))
 CIAR_ONWARD = Row("ciar, 8 forwards", "ciar", MappingProxyType({"max_forwards": 8}))
 DEAF = Row("ciar, no features", "ciar", features=False)
 DEVICE = Row("never, prefix 0.06", "ciar", MappingProxyType({**PUBLISHED, "gate": "never"}))

@@ -70,7 +70,13 @@ class Trace:
 
 
 def trace_of(image: Progress, gate: str, *, features: bool) -> Trace:
-    """The decisions of a finished image that was drawn with one round in flight, without trees."""
+    """The decisions of a finished image that was drawn with one round in flight, without trees.
+
+    Raises InvalidRequest for rounds of several forwards: draws by noise alone would accept every guess.
+    """
+    if any(trip.cloud_forwards > 1 for trip in image.trips):
+        what = "rounds of several forwards cannot be replayed"
+        raise InvalidRequest(what, "", "draw with --max-forwards 1")
     place = prefix = sum(source == Source.PREFIX for source in image.sources)
     rounds = []
     for trip in image.trips:

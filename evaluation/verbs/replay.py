@@ -16,14 +16,14 @@ from pydantic_settings import CliImplicitFlag
 
 from cloud_server.memory import DTYPES
 from evaluation.campaign import Campaign, Source, Turn
-from evaluation.policies import BASE, CIAR, EXACT, LANTERN
+from evaluation.policies import BASE, CIAR_ONCE, EXACT, LANTERN
 from evaluation.records import Book, machine
 from evaluation.replay import HEADER, Pair, Replayed, Trace, read_traces, replay, trace_of, write_traces
 from shared.errors import InvalidRequest
 from shared.models.shapes import SHAPES
 from shared.models.zoo import load_device_package
 
-ROWS = (BASE, LANTERN, EXACT[0], CIAR)
+ROWS = (BASE, LANTERN, EXACT[2], CIAR_ONCE)  # what the cloud draws onward cannot be replayed
 _MODELS = Path("~/.cache/ciar/models")
 _PROMPT = "prompt"  # a row of its own: the prompt and one token
 

@@ -31,6 +31,9 @@ def test_decisions_are_read_from_a_finished_image(tmp_path: Path) -> None:
     write_traces(tmp_path / "trace.json", {"ours": trace})
     assert read_traces(tmp_path / "trace.json") == {"ours": trace}
     (tmp_path / "trace.json").write_text('{"ours": {}}')
+    often = replace(image, trips=(trips[0], replace(trips[1], cloud_forwards=8)))
+    with pytest.raises(InvalidRequest, match="max-forwards 1"):
+        trace_of(often, "entropy", features=False)
     with pytest.raises(InvalidRequest, match="ciar-eval trace"):
         read_traces(tmp_path / "trace.json")
 
