@@ -234,3 +234,16 @@ def test_recorded_graphs_draw_the_base(tmp_path: Path) -> None:
         session = engine.open(wanted)
         assert draw_all(engine, session) == base_image(plain, wanted).tolist()
         engine.close(session)
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (65,), (5, 27), (2, 96)])
+def test_any_number_of_rows_is_multiplied(shape: tuple[int, ...]) -> None:
+    """Beyond 64 rows they are filled up to a step; what comes back is theirs alone."""
+    plain = torch.nn.Linear(24, 40)
+    if not packable(plain):
+        pytest.skip("this CPU has no kernels for packed weights")
+    x = torch.randn(*shape, 24, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = PackedLinear(plain)(x)
+        assert found.shape == (*shape, 40)
+        torch.testing.assert_close(found, plain(x), rtol=1e-4, atol=1e-5)
