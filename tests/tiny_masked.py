@@ -21,9 +21,6 @@ from shared.models.kl_vae import KLVAE, KLConfig
 GOLDEN = Path(__file__).parent / "models" / "golden" / "mar"
 TOKENS, WIDTH = 16, 4
 LABELS = ("cat", "red house", "dog", "cow", "tree", "car", "sun", "fish", "bird", "star")
-_KL = KLConfig(
-    ch=32, ch_mult=(1, 1), z_channels=4, latent=WIDTH, encoder_res=1, decoder_res=1, encoder_attention=()
-)
 
 
 def build_tiny_masked(folder: Path, seed: int = 0, moved: float = 1e-3) -> Path:
@@ -39,8 +36,16 @@ def build_tiny_masked(folder: Path, seed: int = 0, moved: float = 1e-3) -> Path:
         for value in device.diffloss.parameters():
             value *= 1 + moved * torch.randn_like(value)
         save_masked_device(folder / "device", device, digest, LABELS)
-        save_folder(folder / "vae", describe_kl(_KL), KLVAE(_KL).state_dict(), torch.float32)
+        save_tiny_kl(folder / "vae", WIDTH)
     return folder
+
+
+def save_tiny_kl(folder: Path, latent: int) -> None:
+    """Write an autoencoder of latents of so many numbers, two pixels each."""
+    shape = KLConfig(
+        ch=32, ch_mult=(1, 1), z_channels=4, latent=latent, encoder_res=1, decoder_res=1, encoder_attention=()
+    )
+    save_folder(folder, describe_kl(shape), KLVAE(shape).state_dict(), torch.float32)
 
 
 def cut(cloud: MARModel) -> MARModel:

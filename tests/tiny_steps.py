@@ -1,5 +1,5 @@
-"""A complete model by steps from seeded random weights: a DiT of two blocks, a device of one, a linear
-latent.
+"""A complete model by steps from seeded random weights: a DiT of two blocks, a device of one, an
+autoencoder of one level.
 
 The device's output layer is no zero here, so that it says something of its own.
 """
@@ -15,7 +15,7 @@ from torch import nn
 from shared.models.by_step import BudgetTable, save_step_cloud, save_step_device, write_tables
 from shared.models.families.dit import DiTConfig, DiTModel, position_table
 from shared.models.families.dit_device import StepCompanion, StepDevice, cut_steps
-from shared.models.patch_latent import PatchLatent, PatchLatentConfig, save_patch_latent
+from tests.tiny_masked import save_tiny_kl
 
 LABELS = ("cat", "red house", "dog")
 SIDE, CHANNELS, FEATURES = 4, 4, 6
@@ -39,9 +39,7 @@ def build_tiny_steps(folder: Path, seed: int = 0, *, spread: bool = False, train
         if trained:
             _as_if_trained(device)
         save_step_device(folder / "device", device, 0.1 * torch.randn(CONFIG.dim, FEATURES), LABELS)
-        latent = PatchLatent(PatchLatentConfig(2, CHANNELS))
-        latent.fit(torch.rand(8, 3, 2 * SIDE, 2 * SIDE) * 2 - 1)
-        save_patch_latent(folder / "vae", latent)
+        save_tiny_kl(folder / "vae", CHANNELS)
     table = BudgetTable(SPACING, "ddim", 2.0, 12, 3, (0.0, 0.05, 0.5), (1.0, 0.5, 0.3))
     write_tables(folder / "device", {"radius": [table]})
     return folder

@@ -1,4 +1,4 @@
-"""`ciar-train dit-base`: the large DiT on small pictures, in a linear latent.
+"""`ciar-train dit-base`: the large DiT on small pictures, in the latent of an autoencoder.
 
 The loss is the mean squared error of the predicted noise; a tenth of the classes are dropped for guidance.
 Knows no device model.
@@ -6,6 +6,7 @@ Knows no device model.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from torch.nn import functional as F
 from shared.decoding.denoising import denoising
 from shared.models.by_step import save_step_cloud
 from shared.models.families.dit import DiTModel, position_table
-from shared.models.patch_latent import save_patch_latent
 from training.base import falling, optimizers
 from training.runs import Learner, RunFolder, drive
 from training.scale_data import dropped
@@ -31,10 +31,11 @@ class StepBaseRun:
     """Settings of one run; saved with it."""
 
     data: Path
+    vae: Path
     out: Path
     steps: int = 3000
     batch: int = 32
-    pool: int = 1536  # composed pictures that are learned from
+    pool: int = 8192  # composed pictures that are learned from
     rate: float = 1e-3
     matrix_rate: float = 1e-2
     average: float = 0.998
@@ -78,9 +79,9 @@ class StepBaseTrainer:
 
     def __init__(self, run: StepBaseRun) -> None:
         self.run, self.folder = run, RunFolder(run.out)
-        self.latents = Latents(run.data, run.seed, run.pool)
+        self.latents = Latents(run.data, run.vae, run.seed, run.pool)
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
-        self.model = DiTModel(dit_shape(CLOUD_DEPTH))
+        self.model = DiTModel(dit_shape(CLOUD_DEPTH, self.latents.vae.config))
         initialise(self.model)
         groups = optimizers(self.model, run.rate, run.matrix_rate, "blocks.")
         self.learner = Learner(self.model, groups, run.average)
@@ -95,7 +96,7 @@ class StepBaseTrainer:
         """Run to the last step, then export `OUT/cloud` and `OUT/vae`."""
         drive(self, self.run.steps, self.run.batch, self.run.checkpoint_every)
         save_step_cloud(self.run.out / "cloud", self.averaged_model(), self.latents.labels)
-        save_patch_latent(self.run.out / "vae", self.latents.latent)
+        shutil.copytree(self.run.vae, self.run.out / "vae", dirs_exist_ok=True)
 
     def advance(self) -> dict[str, float]:
         """One optimiser step on the next latents."""
@@ -120,7 +121,7 @@ class StepBaseTrainer:
         model, batch = self.averaged_model(), self.latents.held(16)
         loss = _loss(model, batch, batch.labels_B)
         labels = torch.arange(SAMPLES) % model.config.classes
-        pictures = self.latents.latent.pictures(sampled(model, labels, 0))
+        pictures = self.latents.vae.pictures(sampled(model, labels, 0))
         self.folder.grid(f"samples-{self.learner.step:06d}", pictures, 8)
         return {"held_back_loss": round(loss.item(), 4)}
 

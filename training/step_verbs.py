@@ -14,9 +14,10 @@ from training.verbs import Run
 class DitBase(Run):
     """Train the large DiT on 64 px pictures of 40 things, a class each thing."""
 
+    vae: Path = Field(description="exported autoencoder, RUN/vae of mar-vae")
     steps: int = Field(3000, description="optimiser steps", gt=0)
     batch: int = Field(32, description="pictures per step", gt=0)
-    pool: int = Field(1536, description="composed pictures that are learned from", gt=0)
+    pool: int = Field(8192, description="composed pictures that are learned from", gt=0)
 
     def run(self) -> None:
         """Train, then export `OUT/cloud` and `OUT/vae`."""

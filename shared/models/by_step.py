@@ -24,9 +24,8 @@ from shared.errors import ModelUnavailable
 from shared.models.checkpoint import digest, load_weights, read_config, save_folder, unfilled
 from shared.models.families.dit import DiTConfig, DiTModel
 from shared.models.families.dit_device import StepCompanion, StepDevice
-from shared.models.generators import describe, load_generator
+from shared.models.generators import KL, describe, load_generator, load_kl
 from shared.models.latent_decoder import load_latent_decoder
-from shared.models.patch_latent import KIND, load_patch_latent
 from shared.models.zoo import COMMANDS, find, find_for
 
 PROJECTION = "projection.safetensors"
@@ -165,10 +164,11 @@ def load_step_package(name: str, models: Path) -> StepPackage:
 
 
 def load_pictures(folder: Path) -> Pictures:
-    """Whatever decoder the folder holds: our own linear one, or diffusers'. Raises ModelUnavailable."""
+    """Whatever decoder the folder holds: the autoencoder of MAR's kind, or diffusers'. Raises
+    ModelUnavailable."""
     file = folder / _CONFIG
-    ours = file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("kind") == KIND
-    return load_patch_latent(folder) if ours else load_latent_decoder(folder)
+    ours = file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("kind") == KL
+    return load_kl(folder) if ours else load_latent_decoder(folder)
 
 
 def write_tables(home: Path, tables: Mapping[str, Sequence[BudgetTable]]) -> None:

@@ -20,6 +20,7 @@ from shared.models.families.var import VARConfig, VARModel
 from shared.models.families.var_vae import ScaleVQ, ScaleVQConfig
 from shared.models.kl_vae import KLVAE, KLConfig
 
+KL = "kl"  # the kind of a folder that holds an autoencoder with a Gaussian bottleneck
 Generator = VARModel | MARModel | DiTModel
 
 
@@ -65,12 +66,12 @@ def load_scale_vq(folder: Path) -> ScaleVQ:
 
 def describe_kl(config: KLConfig) -> dict[str, Any]:
     """What `load_kl` needs, in JSON."""
-    return {"kind": "kl", "kl": to_dict(config)}
+    return {"kind": KL, "kl": to_dict(config)}
 
 
 def load_kl(folder: Path) -> KLVAE:
-    """Read MAR's autoencoder. Raises ModelUnavailable as `read_config` and `load_weights` do."""
-    shape = from_dict(KLConfig, read_config(folder, "kl")["kl"])
+    """Read an autoencoder of MAR's kind. Raises ModelUnavailable as `read_config` and `load_weights` do."""
+    shape = from_dict(KLConfig, read_config(folder, KL)["kl"])
     return _filled(folder, lambda: KLVAE(shape))
 
 

@@ -23,11 +23,12 @@ from shared.models.checkpoint import digest
 from shared.models.families.dit import DiTModel
 from shared.models.families.dit_device import NOBODY, StepCompanion, cut_steps
 from training.cli import main
+from training.masked_data import KL
 from training.presets import FIRST
 from training.runs import Trainer
 from training.step_base import StepBaseRun, StepBaseTrainer
 from training.step_calibrate import GATES
-from training.step_data import SIDE, Latents, dit_shape
+from training.step_data import CHUNK, Latents, dit_shape
 from training.step_device import StepDeviceRun, StepDeviceTrainer
 from training.step_paths import Mix, walk
 
@@ -54,8 +55,9 @@ def runs(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A large model, and its companion with tables."""
     home = tmp_path_factory.mktemp("runs")
     few = ["--steps", "2", "--batch", "2", "--checkpoint-every", "2", "--threads", "1"]
-    base = ["dit-base", "--data", str(artwork), "--pool", "8", "--out", str(home / "base")]
-    assert main([*base, *few]) == 0
+    assert main(["mar-vae", "--data", str(artwork), "--out", str(home / "vae"), *few]) == 0
+    base = ["dit-base", "--data", str(artwork), "--vae", str(home / "vae/vae"), "--pool", "8"]
+    assert main([*base, "--out", str(home / "base"), *few]) == 0
     words = ["dit-device", "--base", str(home / "base"), "--out", str(home / "device")]
     extra = ["--images", "6", "--spacing", SPACING, "--calibration-images", "1"]
     assert main([*words, *few, *extra]) == 0
@@ -102,7 +104,7 @@ def same_after(first: Trainer, whole: Trainer) -> bool:
 
 def test_runs_resume_to_the_bit(artwork: Path, runs: Path, tmp_path: Path) -> None:
     bases = [
-        StepBaseTrainer(StepBaseRun(artwork, tmp_path / name, steps=6, batch=2, pool=8))
+        StepBaseTrainer(StepBaseRun(artwork, runs / "vae/vae", tmp_path / name, steps=6, batch=2, pool=8))
         for name in ("base", "base2")
     ]
     assert same_after(*bases)
@@ -113,16 +115,16 @@ def test_runs_resume_to_the_bit(artwork: Path, runs: Path, tmp_path: Path) -> No
     assert (tmp_path / "device2/paths-1.safetensors").exists()
 
 
-def test_paths_are_the_clouds_own_or_mixed(artwork: Path) -> None:
+def test_paths_are_the_clouds_own_or_mixed() -> None:
     torch.manual_seed(0)
-    shape, process = replace(dit_shape(1), dim=16, heads=2, hidden=16), denoising("4", "ddim")
+    shape, process = replace(dit_shape(1, KL), dim=16, heads=2, hidden=16), denoising("4", "ddim")
     cloud = DiTModel(shape).eval()
     for value in cloud.parameters():
         torch.nn.init.normal_(value, std=0.2)
     device = cut_steps(cloud, 1, StepCompanion("", 3))
     own = walk(cloud, process, range(5, 8), None)
     mixed = walk(cloud, process, range(5, 8), Mix(device, torch.zeros(16, 3), 3))
-    assert len(own) == 3 and own.state.shape == (3, 4, 8, SIDE, SIDE) and own.label.tolist() == [5, 6, 7]
+    assert len(own) == 3 and own.state.shape == (3, 4, 16, 8, 8) and own.label.tolist() == [5, 6, 7]
     assert torch.equal(own.state[:, :2], mixed.state[:, :2])  # both begin with the cloud's step
     assert not torch.equal(own.state, mixed.state)
     with torch.no_grad():
@@ -135,17 +137,14 @@ def test_paths_are_the_clouds_own_or_mixed(artwork: Path) -> None:
     assert torch.equal(anchor.eps[1], own.eps[2, 2].float())
 
 
-def test_latents_lead_back_to_pictures(artwork: Path) -> None:
-    latents = Latents(artwork, 0, 8)
-    batch = latents.batch(3, 4)
-    again = Latents(artwork, 0, 8).batch(3, 4)
-    assert torch.equal(batch.state, again.state) and torch.equal(batch.labels_B, again.labels_B)
-    image = latents.pictures.batch(0, 4).image_B3HW
-    latent = latents.latent.encode(image)
-    assert latent.shape == (4, 8, SIDE, SIDE) and 0.3 < latent.std() < 3
-    assert (latents.latent.decode(latent) - image).square().mean() < 0.01
-    there = latents.latent.encode(latents.latent.decode(latent))
-    torch.testing.assert_close(there, latent, atol=1e-3, rtol=0)
+def test_latents_lead_back_to_pictures(artwork: Path, runs: Path) -> None:
+    latents, again = (Latents(artwork, runs / "vae/vae", 0, 8) for _ in range(2))
+    batch, same = latents.batch(3, 4), again.batch(3, 4)
+    assert torch.equal(batch.state, same.state) and torch.equal(batch.labels_B, same.labels_B)
+    batch = latents.pictures.batch(0, CHUNK)  # what a pool of eight was cut from
+    image = batch.image_B3HW[:8]
+    assert latents.pool.shape == (8, 16, 8, 8) and 0.3 < latents.pool.std() < 3
+    assert (latents.vae.decode(latents.pool) - image).square().mean() < 0.05
 
 
 def test_impossible_runs_are_refused(runs: Path, tmp_path: Path) -> None:
