@@ -205,18 +205,11 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     policy = _PRESETS[mode]
     usual = DEFAULT_GATE if calibration is None else calibration.default_gate
     changes = {"prefix_rate": prefix_rate, "pacing": pacing, "acceptance": acceptance, **rounds}
-    if pacing == "early":  # nothing is kept as long as it asks
-        changes["max_forwards"] = max_forwards or EXACT_FORWARDS
-    if tree is not None:  # no chain to put guesses into, or to go on behind
-        changes |= {"guesses": guesses or False, "max_forwards": max_forwards or 1}
-    if window is None and (alone is not None or acceptance not in (None, "coupled")):
-        # Under other rules iterations do not settle on plain draws.
-        changes |= {"alone": alone or "", "window": 0, "max_forwards": max_forwards or 1}
     policy = replace(
         policy,
         gate=gate or (usual if mode == "ciar" else policy.gate),
         relaxation=relaxation,
-        **{name: value for name, value in changes.items() if value is not None},
+        **_consequences({name: value for name, value in changes.items() if value is not None}),
     )
     if span is not None or guesses is not None:
         policy = _with_span(policy, ADAPTIVE if span is None else span)
@@ -225,6 +218,19 @@ def policy_for(  # noqa: PLR0913 - each is an option of the command line
     if (policy.adaptive_floor is not None and policy.tree is None) or policy.guesses:
         _table(calibration, usual)
     return _with_threshold(policy, calibration, dials)
+
+
+def _consequences(given: dict[str, Any]) -> dict[str, Any]:
+    """What was given, and what follows from it for all that was not."""
+    follows: dict[str, Any] = {}
+    if given.get("pacing") == "early":  # nothing is kept as long as it asks
+        follows = {"max_forwards": EXACT_FORWARDS}
+    if "tree" in given:  # no chain to put guesses into, or to go on behind
+        follows |= {"guesses": False, "max_forwards": 1}
+    if "window" not in given and ("alone" in given or given.get("acceptance", "coupled") != "coupled"):
+        # Under other rules iterations do not settle on plain draws.
+        follows |= {"alone": "", "window": 0, "max_forwards": 1}
+    return follows | given
 
 
 def _refuse_meaningless(mode: str, given: list[str]) -> None:
