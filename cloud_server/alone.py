@@ -103,15 +103,22 @@ class Jacobi:
 class Onward(Jacobi):
     """What follows a draft that the cloud corrected: it goes on behind its correction, as it would alone.
 
-    With the window of "jacobi" until the image ends; without one it judges what it guessed, for as long as
-    that bought more than the one token which any forward draws.
+    For as many forwards as are ordered, the draft's own among them. With the window of "jacobi" until the
+    image ends; without one it judges what it guessed, for as long as that bought more than the one token
+    which any forward draws.
     """
 
     def __init__(self, session: Session, first: Judgement) -> None:
         super().__init__(session)
         self._window = session.order.window if session.order.alone == "jacobi" else 0
         super().take(first)
-        self.worthwhile = bool(self._guesses)  # nothing was guessed where all of the draft was accepted
+        self._left = session.order.max_forwards - 1
+        self._gains = bool(self._guesses)  # nothing was guessed where all of the draft was accepted
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether another forward may be run, and would bring something."""
+        return self._left > 0 and self._gains
 
     @property
     def _length(self) -> int:
@@ -119,12 +126,13 @@ class Onward(Jacobi):
         return min(self._window, missing) - 1 if self._window else len(self._guesses)
 
     def take(self, judgement: Judgement) -> None:
-        """Remember the draws, and whether another forward is worth it."""
+        """Remember the draws, and whether another forward would bring something."""
         super().take(judgement)
+        self._left -= 1
         if self._window:
-            self.worthwhile = len(self._session.tokens) < self._session.limits.image_tokens
+            self._gains = len(self._session.tokens) < self._session.limits.image_tokens
         else:
-            self.worthwhile = judgement.accepted > 0 and bool(self._guesses)
+            self._gains = judgement.accepted > 0 and bool(self._guesses)
 
 
 def first_guess(known: list[int], columns: int) -> int:

@@ -161,7 +161,7 @@ class TokenSeat:
         """
         answers = [await self._scheduler.submit(job_of(self._session, draft))]
         onward = Onward(self._session, answers[0].judgement)
-        while onward.worthwhile and len(answers) < self._session.order.max_forwards:
+        while onward.worthwhile:
             answers.append(await self._scheduler.submit(onward.job()))
             onward.take(answers[-1].judgement)
         return [answer.judgement for answer in answers], sum(answer.cloud_s for answer in answers)
