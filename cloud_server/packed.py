@@ -13,8 +13,6 @@ from torch.nn import functional as F
 from shared.errors import InvalidRequest
 
 _ROWS = 16  # the layout may depend on the rows it is made for; any number of rows works with it
-
-
 # oneDNN keeps a kernel for every number of rows it ever saw: beyond so many they come in steps, else a server
 # that batches grows by megabytes an image.
 _FREE, _STEP = 64, 32
@@ -30,16 +28,12 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        x_NI = x.reshape(-1, x.shape[-1])
-        missing = -len(x_NI) % _STEP if len(x_NI) > _FREE else 0
+        shape, rows = x.shape[:-1], x.numel() // x.shape[-1]
+        missing = -rows % _STEP if rows > _FREE else 0
         if missing:
-            padded_NI = F.pad(x_NI, (0, 0, 0, missing))
-            return self._product(padded_NI)[: len(x_NI)].reshape(*x.shape[:-1], -1)
-        return self._product(x)
-
-    def _product(self, x: Tensor) -> Tensor:
+            x = F.pad(x.flatten(0, -2), (0, 0, 0, missing))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
-        return out
+        return out[:rows].unflatten(0, shape) if missing else out
 
 
 def pack(module: nn.Module) -> None:
