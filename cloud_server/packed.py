@@ -33,7 +33,7 @@ class PackedLinear(nn.Module):
         if missing:
             x = F.pad(x.flatten(0, -2), (0, 0, 0, missing))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
-        return out[:rows].unflatten(0, shape) if missing else out
+        return out[:rows].reshape(*shape, -1) if missing else out
 
 
 def pack(module: nn.Module) -> None:
