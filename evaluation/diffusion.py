@@ -1,8 +1,9 @@
 """Models by steps over the real wire: CIAR, both sides alone, and what as many calls give without a model on
 the device.
 
-The cloud server has a process of its own. Image by image every row draws the same class with the same seed,
-one after another; what all are measured against is the cloud's own picture on all steps.
+The cloud server and the device each have a process of their own. Image by image every row draws the same
+class with the same seed, one after another; what all are measured against is the cloud's own picture on all
+steps.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from device_client import step_policy
 from device_client.link import CloudLink
@@ -23,6 +23,7 @@ from device_client.progress import Counters
 from device_client.step_drafter import StepRequest, threshold_of
 from device_client.step_loop import Denoised, denoise
 from device_client.step_policy import StepPolicy
+from evaluation.apart import Memory, apart
 from evaluation.processes import ServerProcess
 from shared.decoding.denoising import ddim_spacing
 from shared.models.by_step import StepPackage, load_step_package
@@ -44,7 +45,7 @@ class Result:
     """What a row's images were and cost: latents [N, C, H, H], uint8 pictures [N, H, W, 3]."""
 
     row: Row
-    latents: Tensor
+    latents: NDArray[np.float32]
     pixels_NHW3: NDArray[np.uint8]
     counters: tuple[Counters, ...]
 
@@ -58,8 +59,11 @@ class Result:
 
     def latent_error(self, base: Result) -> float:
         """Distance of the latents from another row's, as a share of their length, the mean over images."""
-        off = (self.latents - base.latents).flatten(1).norm(dim=1)
-        return float((off / base.latents.flatten(1).norm(dim=1)).mean())
+        off, whole = (
+            np.linalg.norm(latents.reshape(len(latents), -1), axis=1)
+            for latents in (self.latents - base.latents, base.latents)
+        )
+        return float((off / whole).mean())
 
     def pixel_error(self, base: Result) -> float:
         """Root of the mean square over all pixels of all images, in steps of 255."""
@@ -102,24 +106,34 @@ def rivals(calls: int, request: StepRequest) -> list[Row]:
     ]
 
 
-def measure(model: Path, request: StepRequest, budgets: Sequence[float], images: int) -> list[Result]:
+def measure(
+    model: str, request: StepRequest, budgets: Sequence[float], images: int
+) -> tuple[list[Result], Memory]:
     """Draw everything: the sides alone, then for each budget CIAR and its rivals with as many calls as it
-    made. Raises CiarError."""
-    package = load_step_package(str(model), model)
-    with ServerProcess(str(model), "--threads", "1") as server:
+    made. And what both processes took. Raises CiarError."""
+    with ServerProcess(model, "--threads", "1") as server:
         asyncio.run(server.ready())
-        bench = Bench(package, server.target, request, images)
-        results = bench.drawn(alone(package, request))
-        for budget in budgets:
-            found = bench.drawn(ours(package, request, budget))
-            calls = max(round(found[0].mean("cloud_forwards")), 2)
-            results += [*found, *bench.drawn(rivals(calls, request))]
+        results, device_mib = apart(_drawn, model, server.target, request, budgets, images)
+        return results, Memory(server.resident_mib(), device_mib)
+
+
+def _drawn(
+    model: str, target: str, request: StepRequest, budgets: Sequence[float], images: int
+) -> list[Result]:
+    """In the device process."""
+    package = load_step_package(model, Path(model).parent)
+    bench = Bench(package, target, request, images)
+    results = bench.drawn(alone(package, request))
+    for budget in budgets:
+        found = bench.drawn(ours(package, request, budget))
+        calls = max(round(found[0].mean("cloud_forwards")), 2)
+        results += [*found, *bench.drawn(rivals(calls, request))]
     return results
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """A device in this process, and where its cloud is."""
+    """A device, and where its cloud is."""
 
     package: StepPackage
     target: str
@@ -148,7 +162,7 @@ class Bench:
         latents = torch.cat([image.latent for image in images])
         with torch.inference_mode():
             pixels = self.package.vae.pictures(latents).numpy()
-        return Result(row, latents, pixels, tuple(image.progress.counters for image in images))
+        return Result(row, latents.numpy(), pixels, tuple(image.progress.counters for image in images))
 
 
 def _prefix(package: StepPackage, gate: str) -> int:

@@ -1,7 +1,8 @@
 """Continuous speculative decoding on MAR over the real wire: time, passes, bytes, what stands, and quality.
 
-The cloud server has a process of its own. Rows are interleaved: image by image every row draws the same class
-with the same seed, so that a row of cspd and the cloud alone in as many steps see the same noise.
+The cloud server and the device each have a process of their own. Rows are interleaved: image by image every
+row draws the same class with the same seed, so that a row of cspd and the cloud alone in as many steps see
+the same noise.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +22,10 @@ from device_client.masked.cli import to_image
 from device_client.masked_loop import MaskedProgress, decode_masked
 from device_client.masked_policy import Drawing, MaskedPolicy
 from device_client.progress import Counters
+from evaluation.apart import Memory, apart
 from evaluation.processes import ServerProcess
 from shared.decoding.warp import Warp
-from shared.models.by_mask import MaskedPackage
+from shared.models.by_mask import MaskedPackage, load_masked_package
 
 FIRST_SEED = 50_000  # nothing was trained on these
 TOLERANCES = (0.1, 0.265, 0.5)
@@ -82,14 +85,19 @@ def rows(tokens: int, steps: Sequence[int], drawing: Drawing, tolerances: Sequen
     return found
 
 
-def measure(
-    package: MaskedPackage, model: str, wanted: Sequence[Row], images: int, warp: Warp
-) -> list[Result]:
-    """Draw everything; results in the order of `wanted`. Raises CiarError."""
+def measure(model: str, wanted: Sequence[Row], images: int, warp: Warp) -> tuple[list[Result], Memory]:
+    """Draw everything; results in the order of `wanted`, and what both processes took. Raises CiarError."""
     with ServerProcess(model, "--threads", "1") as server:
         asyncio.run(server.ready())
-        asyncio.run(_draw(package, server.target, wanted, range(-1, 0), warp))  # drawn and forgotten
-        drawn = asyncio.run(_draw(package, server.target, wanted, range(images), warp))
+        results, device_mib = apart(_drawn, model, server.target, wanted, images, warp)
+        return results, Memory(server.resident_mib(), device_mib)
+
+
+def _drawn(model: str, target: str, wanted: Sequence[Row], images: int, warp: Warp) -> list[Result]:
+    """In the device process: a first image of every row is drawn and forgotten."""
+    package = load_masked_package(model, Path(model).parent)
+    asyncio.run(_draw(package, target, wanted, range(-1, 0), warp))
+    drawn = asyncio.run(_draw(package, target, wanted, range(images), warp))
     return [_result(package, row, seen) for row, seen in zip(wanted, drawn, strict=True)]
 
 

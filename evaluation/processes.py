@@ -23,13 +23,13 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from device_client.link import CloudLink
+from evaluation.apart import resident_mib
 from shared.errors import CiarError
 
 READY_S = 120.0
 HOST = "127.0.0.1"
 _PAGE_S = 10.0  # a metrics page that takes longer is none
 _LOOK_S = 0.02  # between two looks at something awaited
-_KIB = 1024
 _USER_TICKS = 11  # utime, counted from behind the name in /proc/PID/stat; stime follows
 
 
@@ -114,9 +114,7 @@ class ServerProcess:
 
     def resident_mib(self) -> float:
         """VmRSS."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
-        size = re.search(r"^VmRSS:\s*(\d+) kB", status, re.MULTILINE)
-        return int(size[1]) / _KIB if size else 0.0
+        return resident_mib(self._process.pid)
 
     def worked_s(self) -> float:
         """Processor seconds it has taken so far, on all cores."""

@@ -7,12 +7,9 @@ are interleaved: image by image every row draws the same class with the same see
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +23,15 @@ from device_client.link import CloudLink
 from device_client.progress import Counters, Progress
 from device_client.scale_loop import decode_scales
 from device_client.scale_policy import ScalePolicy
+from evaluation.apart import apart
 from evaluation.processes import ServerProcess
 from shared.decoding.warp import Warp
-from shared.errors import CiarError
 from shared.models.by_scale import ScalePackage, load_scale_package
 
 FIRST_SEED = 40_000  # nothing was trained or calibrated on these
 WARP = Warp(guidance=1.5, top_k=100, top_p=0.9)
 CRITIC_PIXELS = 128
 GATES = ("margin", "interval", "entropy", "random")  # of those that are calibrated
-_PATIENCE_S = 1800.0
-_KIB = 1024
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ def measure(wanted: Sequence[Row], images: int) -> list[Result]:
         mine = tuple(row for row in wanted if row.model == model)
         with ServerProcess(model, "--threads", "1") as server:
             asyncio.run(server.ready())
-            drawn, device_mib = _in_a_process(Task(mine, server.target, images))
+            drawn, device_mib = apart(_drawn, Task(mine, server.target, images))
             cloud_mib = server.resident_mib()
         results += [
             Result(row, *_arrays(seen, mine[0].model), tuple(p.counters for p in seen), cloud_mib, device_mib)
@@ -132,33 +127,12 @@ def _arrays(seen: Sequence[Progress], model: str) -> tuple[NDArray[np.int32], ND
     return tokens_NT, pictures(load_scale_package(model, Path(model).parent), tokens_NT)
 
 
-def _in_a_process(task: Task) -> tuple[list[list[Progress]], float]:
-    """What a device process drew, by row, and its memory in MiB."""
-    spawn = multiprocessing.get_context("spawn")
-    line, far = spawn.Pipe()
-    process = spawn.Process(target=_work, args=(task, far), daemon=True)
-    process.start()
-    far.close()
-    try:
-        if not line.poll(_PATIENCE_S):
-            raise CiarError("the device process is silent", f"it had {_PATIENCE_S:g} s")
-        drawn, memory_mib = line.recv()
-    except EOFError:
-        raise CiarError("the device process ended before its images did", "its words are above") from None
-    finally:
-        process.kill()
-        process.join()
-    return drawn, memory_mib
-
-
-def _work(task: Task, line: Connection) -> None:
-    """The device process: a first image of every row is drawn and forgotten."""
-    torch.set_num_threads(1)
+def _drawn(task: Task) -> list[list[Progress]]:
+    """In the device process, by row: a first image of every row is drawn and forgotten."""
     model = task.rows[0].model
     package = load_scale_package(model, Path(model).parent)
     asyncio.run(_draw(package, task, range(-1, 0)))
-    drawn = asyncio.run(_draw(package, task, range(task.images)))
-    line.send((drawn, _resident_mib()))
+    return asyncio.run(_draw(package, task, range(task.images)))
 
 
 async def _draw(package: ScalePackage, task: Task, images: range) -> list[list[Progress]]:
@@ -171,9 +145,3 @@ async def _draw(package: ScalePackage, task: Task, images: range) -> list[list[P
                 seen = [step async for step in decode_scales(package, request, row.policy, link)]
             found.append(seen[-1])
     return drawn
-
-
-def _resident_mib() -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    size = re.search(r"^VmRSS:\s*(\d+) kB", status, re.MULTILINE)
-    return int(size[1]) / _KIB if size else 0.0

@@ -7,7 +7,7 @@ of the variance alone (Nichol and Dhariwal, 2021). A tenth of the classes are dr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from shared.models.generators import load_kl
 from shared.models.kl_vae import KLVAE
 from training.base import falling, optimizers
 from training.masked_data import (
+    CLIP,
     CLOUD_DEPTH,
     CLOUD_HEAD,
     Lesson,
@@ -89,7 +90,8 @@ def divergence(schedule: Schedule, batch: Lesson, eps: Tensor, v: Tensor) -> Ten
 def sampled(vae: KLVAE, model: MARModel, labels_B: Tensor, seed: int) -> Tensor:
     """Pictures, uint8 [B, H, W, 3], that one model draws alone with the seeds `seed`, `seed` + 1, ..."""
     tokens, width = model.config.tokens, model.config.token_dim
-    schedule, seeds = respaced(cosine(), str(SAMPLE_HEAD)), range(seed, seed + len(labels_B))
+    schedule = replace(respaced(cosine(), str(SAMPLE_HEAD)), clip=CLIP)
+    seeds = range(seed, seed + len(labels_B))
     plan = Plan(
         torch.stack([order_of(key, tokens) for key in seeds]),
         torch.stack([start_noise(key, range(tokens), width) for key in seeds]),

@@ -23,7 +23,7 @@ from shared.models.families.mar import MARModel
 from shared.models.generators import load_kl
 from training.base import falling, optimizers
 from training.masked_base import DROPPED
-from training.masked_data import Lesson, conditions, encoded, lesson
+from training.masked_data import CLIP, Lesson, conditions, encoded, lesson
 from training.runs import Learner, RunFolder, drive
 from training.scale_data import Pictures, dropped
 
@@ -84,7 +84,8 @@ class MaskedDeviceTrainer:
         """Run to the last step, then export `OUT/model` with its cloud and autoencoder."""
         run, home = self.run, self.run.out / "model"
         drive(self, run.steps, run.batch, run.checkpoint_every)
-        save_masked_device(home / "device", self.averaged_model(), digest(run.cloud), self.pictures.labels)
+        of_cloud, labels = digest(run.cloud), self.pictures.labels
+        save_masked_device(home / "device", self.averaged_model(), of_cloud, labels, CLIP)
         for name, source in (("cloud", run.cloud), ("vae", run.vae)):
             shutil.copytree(source, home / name, dirs_exist_ok=True)
 

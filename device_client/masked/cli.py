@@ -46,11 +46,13 @@ class MaskedDraw(PictureOptions):
     schedule: str = Field("linear", description=f"of guidance: one of {', '.join(SCHEDULES)}")
     temperature: float = Field(1.0, description="of the steps of the head; of cspd and the two sides alone")
     head_steps: int = Field(100, description="diffusion steps of a token")
-    clip: float = Field(0.0, ge=0, description="bound of the head's idea of a token; 0: none")
+    clip: float | None = Field(None, ge=0, description="bound of the heads' idea of a token; 0: none")
 
-    def policy(self, tokens: int) -> MaskedPolicy:
-        """The policy of the mode. Raises InvalidRequest for an unknown one."""
-        drawing, steps = Drawing(self.head_steps, self.schedule, self.clip), self.steps or -(-tokens // PACE)
+    def policy(self, package: MaskedPackage) -> MaskedPolicy:
+        """The policy of the mode; the bound is the model's own unless one is given. Raises InvalidRequest for
+        an unknown mode."""
+        tokens, clip = package.model.config.tokens, package.clip if self.clip is None else self.clip
+        drawing, steps = Drawing(self.head_steps, self.schedule, clip), self.steps or -(-tokens // PACE)
         policies: dict[str, Callable[[], MaskedPolicy]] = {
             "cspd": lambda: masked_policy.cspd(steps, self.tolerance, self.prefix, drawing, self.stride),
             "exact": lambda: masked_policy.exact(tokens, self.window, drawing),
@@ -66,7 +68,7 @@ class MaskedDraw(PictureOptions):
         render.check_target(self.out)
         torch.set_num_threads(self.threads)
         package = load_masked_package(self.model, self.models.expanduser())
-        policy = self.policy(package.model.config.tokens)
+        policy = self.policy(package)
         request = Request(self.prompt, self.seed, Warp(self.guidance, self.temperature))
         last = self.last_step(policy, partial(decode_masked, package, request, policy))
         image = to_image(package, last)

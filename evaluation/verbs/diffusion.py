@@ -36,8 +36,8 @@ class Diffusion(BaseModel):
         torch.set_num_threads(self.threads)
         critic = load_critic(self.critic) if self.critic else None
         request = StepRequest("0", 0, self.guidance, self.steps)
-        results = measure(self.model, request, self.budgets, self.images)
-        text = markdown(results, critic)
+        results, memory = measure(str(self.model), request, self.budgets, self.images)
+        text = markdown(results, critic) + memory.line()
         sys.stdout.write(text)
         if self.out:
             self.out.with_suffix(".md").write_text(text, encoding="utf-8")

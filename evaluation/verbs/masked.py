@@ -28,7 +28,7 @@ class Masked(BaseModel):
     steps: list[int] = Field([], description="of the cloud; unset: a quarter and an eighth of the tokens")
     tolerances: list[float] = Field(list(TOLERANCES), description="of cspd")
     head_steps: int = Field(100, description="diffusion steps of a token", gt=1)
-    clip: float = Field(0.0, description="bound of the head's idea of a token in all rows; 0: none", ge=0)
+    clip: float | None = Field(None, description="bound of the heads' idea of a token; 0: none", ge=0)
     guidance: float = Field(2.0, description="strength of guidance")
     critic: Path | None = Field(None, description="critic folder, with --data: FD-emoji")
     data: Path | None = Field(None, description="picture folder the model was trained on")
@@ -44,11 +44,12 @@ class Masked(BaseModel):
         package = load_masked_package(model, self.model)
         tokens = package.model.config.tokens
         steps = self.steps or [tokens // 4, tokens // 8]
-        wanted = rows(tokens, steps, Drawing(self.head_steps, clip=self.clip), self.tolerances)
-        results = measure(package, model, wanted, self.images, Warp(self.guidance))
+        drawing = Drawing(self.head_steps, clip=package.clip if self.clip is None else self.clip)
+        wanted = rows(tokens, steps, drawing, self.tolerances)
+        results, memory = measure(model, wanted, self.images, Warp(self.guidance))
         critic = load_critic(self.critic) if self.critic else None
         fd = distances(results, critic, reference(self.data, 4 * self.images) if self.data else None)
-        text = markdown(results, fd)
+        text = markdown(results, fd) + memory.line()
         sys.stdout.write(text)
         if self.out:
             self.out.with_suffix(".md").write_text(text, encoding="utf-8")

@@ -41,7 +41,8 @@ class MaskedCloud:
 
 @dataclass(frozen=True, eq=False)
 class MaskedPackage:
-    """What a device needs."""
+    """What a device needs. `clip` is the bound of the heads' idea of a token that the pair is made for; 0:
+    none."""
 
     name: str
     digest: str
@@ -49,6 +50,7 @@ class MaskedPackage:
     model: MARModel
     vae: KLVAE
     labels: tuple[str, ...] = ()
+    clip: float = 0.0
 
 
 def load_mar(folder: Path) -> MARModel:
@@ -80,10 +82,13 @@ def load_masked_cloud(name: str, models: Path) -> MaskedCloud:
     return MaskedCloud(folder.resolve().name, digest(home), model, proposer, labels)
 
 
-def save_masked_device(folder: Path, model: MARModel, cloud_digest: str, labels: Sequence[str]) -> str:
+def save_masked_device(
+    folder: Path, model: MARModel, cloud_digest: str, labels: Sequence[str], clip: float = 0.0
+) -> str:
     """Write a device model; its digest."""
     described = {"family": MARModel.family, "model": to_dict(model.config), "labels": list(labels)}
-    config: dict[str, Any] = {"kind": "device", **described, "companion": {"cloud_digest": cloud_digest}}
+    companion = {"cloud_digest": cloud_digest, "clip": clip}
+    config: dict[str, Any] = {"kind": "device", **described, "companion": companion}
     return save_folder(folder, config, model.state_dict(), torch.float16)
 
 
@@ -115,8 +120,9 @@ def load_masked_package(name: str, models: Path) -> MaskedPackage:
     if model.config.token_dim != vae.config.latent * model.config.patch**2:
         what = f"tokens of {model.config.token_dim} numbers and latents of {vae.config.latent}"
         raise ModelMismatch(what, "both must come from the same cloud")
-    named = folder.resolve().name, digest(home), str(config["companion"]["cloud_digest"])
-    return MaskedPackage(*named, model, vae, tuple(config.get("labels", ())))
+    companion, labels = config["companion"], tuple(config.get("labels", ()))
+    named = folder.resolve().name, digest(home), str(companion["cloud_digest"])
+    return MaskedPackage(*named, model, vae, labels, float(companion.get("clip", 0.0)))
 
 
 def made(folder: Path, config: dict[str, Any]) -> MARModel:
