@@ -5,19 +5,14 @@ Knows no queues, event loops or wire. fp32: at the head's first step an error is
 
 from __future__ import annotations
 
-import secrets
-import time
-
 import numpy as np
 import torch
 
-from cloud_server.answers import Answers
-from cloud_server.checks import check_model
 from cloud_server.masked_judge import JUDGES, Bench
+from cloud_server.pass_engine import PassEngine, PassSession
 from shared.continuous import Continuous, Masking, Values
-from shared.decoding.noise import check_seed
-from shared.errors import InvalidDraft, InvalidRequest, ModelMismatch, Overloaded
-from shared.messages import Draft, ModelInfo, Open, Usage, Verdict
+from shared.errors import InvalidDraft, InvalidRequest, ModelMismatch
+from shared.messages import Draft, ModelInfo, Open, Verdict
 from shared.models.by_mask import MaskedCloud
 from shared.models.by_scale import label_of
 from shared.models.families.mar_image import MaskedImage, rounded
@@ -27,14 +22,19 @@ MAX_SPAN = 16  # of trajectories, whose states go through both heads at once
 EXACT = "trajectory"
 
 
-class MaskedSession:
+class MaskedSession(PassSession):
     """One image on the cloud's side: what was ordered, what is known of it, what it has cost."""
 
     def __init__(self, order: Open, masking: Masking, image: MaskedImage) -> None:
-        self.name, self.order, self.masking, self.image = secrets.token_hex(4), order, masking, image
-        self.forwards = self.rounds = self.judged = self.accepted = self.fallbacks = 0
-        self.cloud_s = 0.0
-        self.answers = Answers()
+        super().__init__(order)
+        self.masking, self.image = masking, image
+        self.fallbacks = 0
+
+    @property
+    def progress(self) -> str:
+        """Tokens, and those whose law is the cloud's only nearly."""
+        fallbacks = f", {self.fallbacks} fallbacks" if self.fallbacks else ""
+        return f"{self.image.known} tokens{fallbacks}"
 
     def check(self, draft: Draft) -> None:
         """Raise InvalidDraft unless the draft begins at what is known and is one window, or of a trajectory
@@ -57,24 +57,13 @@ class MaskedSession:
             what = f"a span of {len(span)} tokens at {draft.base}"
             raise InvalidDraft(what, f"allowed: {list(allowed)}; windows begin at {image.offsets}")
 
-    def record(self, draft: Draft, verdict: Verdict) -> Verdict:
-        """Count a judged round and remember its verdict."""
-        self.rounds += 1
-        self.judged += draft.drafted
-        self.accepted += verdict.accepted
-        return self.answers.keep(draft, verdict)
 
-    def usage(self) -> Usage:
-        """What it has cost so far (SPEC section 8)."""
-        return Usage(self.forwards, self.rounds, self.judged, self.accepted, self.cloud_s)
-
-
-class MaskedEngine:
-    """One MAR, up to `max_sessions` images at a time. Not thread-safe: exactly one thread may call it."""
+class MaskedEngine(PassEngine[MaskedSession]):
+    """One MAR."""
 
     def __init__(self, cloud: MaskedCloud, max_sessions: int) -> None:
-        self._cloud, self.max_sessions = cloud, max_sessions
-        self._open: set[str] = set()
+        super().__init__(max_sessions)
+        self._cloud = cloud
 
     @property
     def info(self) -> ModelInfo:
@@ -83,14 +72,36 @@ class MaskedEngine:
         return ModelInfo(*named, 0, config.tokens, 0, token_width=config.token_dim)
 
     @torch.inference_mode()
-    def open(self, order: Open) -> MaskedSession:
-        """Begin an image; nothing is drawn yet. Raises ModelUnavailable, ModelMismatch, InvalidPrompt and
-        InvalidRequest for what cannot be ordered, Overloaded when too many are open."""
-        check_model(order, self.info)
+    def draw(self, session: MaskedSession) -> Values:
+        """Draw and know the next window; its tokens."""
+        image = session.image
+        with session.one_pass():
+            ranks = image.window
+            cond = image.condition(ranks)
+            if session.order.acceptance == EXACT:  # its law adds noise at the last step as well
+                head = self._cloud.model.diffloss
+                values = rounded(path(head, image.schedule, cond, image.noise(ranks))[:, -1])
+            else:
+                values = image.draw(ranks, cond)
+            image.push(values)
+        return values
+
+    @torch.inference_mode()
+    def judge(self, session: MaskedSession, draft: Draft) -> Verdict:
+        """The verdict on a checked draft: what stands of it is known from now on."""
+        before_s = session.cloud_s
+        assert draft.continuous is not None, "checked by the session"
+        self._check_span(session, draft.continuous)
+        bench = Bench(session.image, self._cloud.proposer, session.masking)
+        with session.one_pass():
+            judged = JUDGES[session.order.acceptance](bench, draft.continuous)
+            session.image.push(judged.standing)
+        session.fallbacks += judged.fallbacks
+        accepted, cloud_s = int(judged.kept.stands.sum()), session.cloud_s - before_s
+        return session.record(draft, Verdict(draft.round, accepted, None, cloud_s, kept=judged.kept))
+
+    def _begun(self, order: Open) -> MaskedSession:
         masking = self._checked(order)
-        if len(self._open) >= self.max_sessions:
-            why = f"all {self.max_sessions} sessions of this server are in use"
-            raise Overloaded("the server has no free session", why, "try again shortly")
         model = self._cloud.model
         label = label_of(order.prompt, self._cloud.labels, model.config.classes)
         image = MaskedImage(model, label, order.seed, masking, order.warp)
@@ -101,46 +112,7 @@ class MaskedEngine:
         if order.resume_values is not None:
             _check_width(order.resume_values, model.config.token_dim, "resume_values")
             image.push(order.resume_values)
-        session = MaskedSession(order, masking, image)
-        self._open.add(session.name)
-        return session
-
-    def close(self, session: MaskedSession) -> None:
-        """Forget an image; closing twice changes nothing."""
-        self._open.discard(session.name)
-
-    @torch.inference_mode()
-    def draw(self, session: MaskedSession) -> Values:
-        """Draw and know the next window; its tokens."""
-        began = time.perf_counter()
-        image = session.image
-        ranks = image.window
-        cond = image.condition(ranks)
-        if session.order.acceptance == EXACT:  # its law adds noise at the last step as well
-            head = self._cloud.model.diffloss
-            values = rounded(path(head, image.schedule, cond, image.noise(ranks))[:, -1])
-        else:
-            values = image.draw(ranks, cond)
-        image.push(values)
-        session.forwards += 1
-        session.cloud_s += time.perf_counter() - began
-        return values
-
-    @torch.inference_mode()
-    def judge(self, session: MaskedSession, draft: Draft) -> Verdict:
-        """The verdict on a checked draft: what stands of it is known from now on."""
-        began = time.perf_counter()
-        assert draft.continuous is not None, "checked by the session"
-        self._check_span(session, draft.continuous)
-        bench = Bench(session.image, self._cloud.proposer, session.masking)
-        judged = JUDGES[session.order.acceptance](bench, draft.continuous)
-        session.image.push(judged.standing)
-        session.forwards += 1
-        session.fallbacks += judged.fallbacks
-        cloud_s = time.perf_counter() - began
-        session.cloud_s += cloud_s
-        accepted = int(judged.kept.stands.sum())
-        return session.record(draft, Verdict(draft.round, accepted, None, cloud_s, kept=judged.kept))
+        return MaskedSession(order, masking, image)
 
     def _check_span(self, session: MaskedSession, span: Continuous) -> None:
         """Raise InvalidDraft unless the parts of a span are those of the acceptance, of the right widths."""
@@ -159,7 +131,6 @@ class MaskedEngine:
 
     def _checked(self, order: Open) -> Masking:
         """The order's masking. Raises InvalidRequest, and ModelMismatch without a device's head."""
-        check_seed(order.seed)
         masking, tokens, rule = order.masking, self._cloud.model.config.tokens, order.acceptance
         if rule not in JUDGES:
             what = f"{rule!r} judges no continuous tokens"

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from cloud_server.desk import Desk, TokenDesk
 from cloud_server.engine import Engine
-from cloud_server.masked_desk import MaskedDesk
+from cloud_server.masked_desk import MaskedSeat
 from cloud_server.masked_engine import MaskedEngine
-from cloud_server.scale_desk import ScaleDesk
+from cloud_server.pass_desk import PassDesk
+from cloud_server.scale_desk import ScaleSeat
 from cloud_server.scale_engine import ScaleEngine
 from cloud_server.scheduler import Scheduler
-from cloud_server.step_desk import StepDesk
+from cloud_server.step_desk import StepSeat
 from cloud_server.step_engine import StepEngine
 from cloud_server.telemetry import Telemetry
 from shared.messages import ModelInfo
@@ -50,17 +51,17 @@ def _tokens(cloud: CloudModel, settings: Settings, telemetry: Telemetry) -> Staf
 
 def _scales(cloud: ScaleCloud, settings: Settings, telemetry: Telemetry) -> Staff:
     engine = ScaleEngine(cloud, settings.max_sessions)
-    return Staff(ScaleDesk(engine, telemetry, settings.pace.limit_s), engine.info)
+    return Staff(PassDesk(engine, ScaleSeat, telemetry, settings.pace.limit_s), engine.info)
 
 
 def _steps(cloud: StepCloud, settings: Settings, telemetry: Telemetry) -> Staff:
     engine = StepEngine(cloud, settings.max_sessions)
-    return Staff(StepDesk(engine, telemetry, settings.pace.limit_s), engine.info)
+    return Staff(PassDesk(engine, StepSeat, telemetry, settings.pace.limit_s), engine.info)
 
 
 def _masked(cloud: MaskedCloud, settings: Settings, telemetry: Telemetry) -> Staff:
     engine = MaskedEngine(cloud, settings.max_sessions)
-    return Staff(MaskedDesk(engine, telemetry, settings.pace.limit_s), engine.info)
+    return Staff(PassDesk(engine, MaskedSeat, telemetry, settings.pace.limit_s), engine.info)
 
 
 # A new kind of model is one line here, and one in the loaders of the command line.

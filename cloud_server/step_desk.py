@@ -1,22 +1,18 @@
-"""The desk of models by steps: the engine in its thread, one seat per image. Knows no wire."""
+"""Models by steps at the desk: what serving one takes, and the seat of an image. Knows no wire."""
 
 from __future__ import annotations
 
 from math import prod
 from pathlib import Path
 
-from cloud_server.desk import Seat
 from cloud_server.memory import Need, shapes
-from cloud_server.pass_desk import PassDesk
-from cloud_server.scheduler import in_turn
-from cloud_server.step_engine import REMEMBERED, Look, StepEngine, StepSession
-from cloud_server.telemetry import Telemetry
+from cloud_server.pass_desk import ROWS, PassSeat
+from cloud_server.step_engine import REMEMBERED, StepEngine, StepSession
 from shared.config import from_dict
-from shared.messages import Draft, Open, Opened, Usage, Verdict, no_tokens
+from shared.messages import Draft, Opened, Output, Verdict, no_tokens
 from shared.models.checkpoint import WEIGHTS, read_config
 from shared.models.families.dit import DiTConfig
 
-_ROWS = 2  # guidance
 _LATENTS = 3 * (REMEMBERED + 1)  # of a session and of its last answers
 
 
@@ -26,81 +22,35 @@ def need(folder: Path) -> Need:
     weights = 4 * sum(prod(shape) for _, shape in shapes(folder / "cloud" / WEIGHTS))
     patches, latent = (config.side // config.patch) ** 2, config.channels * config.side**2
     wide = max(2 * config.hidden, 3 * config.dim) + 3 * config.dim + config.heads * patches
-    return Need(weights, 0, 4 * _LATENTS * latent, _ROWS * patches * wide * 4)
+    return Need(weights, 0, 4 * _LATENTS * latent, ROWS * patches * wide * 4)
 
 
-class StepDesk(PassDesk):
-    """Images of one DiT."""
-
-    def __init__(self, engine: StepEngine, telemetry: Telemetry, limit_s: float) -> None:
-        super().__init__(telemetry, limit_s, _ROWS)
-        self.engine = engine
-
-    async def open(self, order: Open) -> Seat:
-        """A session of the engine; a caller that is cancelled meanwhile leaves nothing open."""
-        engine = self.engine
-        return StepSeat(self, await in_turn(self._thread, lambda: engine.open(order), engine.close))
-
-    def close(self, session: StepSession) -> None:
-        """Forget a session behind whatever runs now."""
-        self._thread.submit(lambda: self.engine.close(session))
-
-
-class StepSeat:
-    """One session."""
-
-    def __init__(self, desk: StepDesk, session: StepSession) -> None:
-        self._desk, self._session = desk, session
-
-    @property
-    def rates(self) -> tuple[float, float] | None:
-        """None: a pass is a step here, not a token."""
-        return None
-
-    @property
-    def story(self) -> str:
-        """Name, steps and costs."""
-        session = self._session
-        cost = f"{session.forwards} passes, {session.cloud_s:.2f} s of model time"
-        return f"{session.name}: at step {session.step} of {len(session.process)}, {cost}"
+class StepSeat(PassSeat[StepEngine, StepSession]):
+    """One image of a DiT."""
 
     async def begin(self) -> Opened:
         """Take the steps of the prefix."""
         session, count = self._session, self._session.order.prefix_tokens
-        output = None
-        if count:
-            last = await self._looks(count)
-            output = last.output(session.sampling.precision, with_state=count > 1)
+        output = await self._output(count) if count else None
         costs = session.forwards, session.cloud_s
         return Opened(session.name, len(session.process), no_tokens(), *costs, output=output)
 
-    async def judge(self, draft: Draft) -> tuple[Verdict, bool]:
-        """Take the steps a draft asks for, once; a repeated round gets its answer again."""
+    async def _verdict(self, draft: Draft) -> Verdict:
+        """Take the steps that the draft asks for."""
         session = self._session
-        if (known := session.answers.given(draft)) is not None:
-            return known, False
-        session.check(draft)
-        assert draft.steps is not None
+        assert draft.steps is not None, "checked by the session"
         session.stand(draft)
         before_s, count = session.cloud_s, draft.steps.count
-        last = await self._looks(count)
-        output = last.output(session.sampling.precision, with_state=count > 1)
-        session.rounds += 1
+        output = await self._output(count)
         spent_s = session.cloud_s - before_s
-        verdict = Verdict(draft.round, 0, None, spent_s, cloud_forwards=count, output=output)
-        return session.answers.keep(draft, verdict), True
+        return session.record(
+            draft, Verdict(draft.round, 0, None, spent_s, cloud_forwards=count, output=output)
+        )
 
-    def usage(self) -> Usage:
-        """As the session counts."""
-        return self._session.usage()
-
-    def leave(self) -> None:
-        """Forget the session."""
-        self._desk.close(self._session)
-
-    async def _looks(self, count: int) -> Look:
-        """So many passes; between two of them the other sessions have their turn."""
-        desk, session = self._desk, self._session
+    async def _output(self, count: int) -> Output:
+        """What the last of so many passes said; between two of them the other sessions have their turn."""
+        session, engine = self._session, self._engine
         for _ in range(count - 1):
-            await desk.run(lambda: desk.engine.look(session), session)
-        return await desk.run(lambda: desk.engine.look(session), session)
+            await self._pass(lambda: engine.look(session))
+        last = await self._pass(lambda: engine.look(session))
+        return last.output(session.sampling.precision, with_state=count > 1)

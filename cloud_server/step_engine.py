@@ -7,21 +7,17 @@ not send it. Knows no queues, event loops or wire. fp32.
 
 from __future__ import annotations
 
-import secrets
-import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cloud_server.answers import Answers
-from cloud_server.checks import check_model
+from cloud_server.pass_engine import PassEngine, PassSession
 from shared.decoding.denoising import JUDGEMENT, MAX_PLACES, Denoising, carried, denoising
 from shared.decoding.diffusion import STEPS
-from shared.decoding.noise import check_seed
-from shared.errors import InvalidDraft, InvalidRequest, ModelMismatch, Overloaded
-from shared.messages import Draft, Latent, ModelInfo, Open, Output, Sampling, Usage
+from shared.errors import InvalidDraft, InvalidRequest, ModelMismatch
+from shared.messages import Draft, Latent, ModelInfo, Open, Output, Sampling
 from shared.models.by_scale import label_of
 from shared.models.by_step import StepCloud, latent_shape
 
@@ -45,17 +41,20 @@ class Look:
         return Output(eps, spread, features, state if with_state else None)
 
 
-class StepSession:
+class StepSession(PassSession):
     """One image on the cloud's side: what was ordered, where it stands, what it has cost."""
 
     def __init__(self, order: Open, sampling: Sampling, label: int, shape: tuple[int, int, int]) -> None:
-        self.name, self.order, self.sampling = secrets.token_hex(4), order, sampling
+        super().__init__(order, REMEMBERED)
+        self.sampling = sampling
         self.process: Denoising = denoising(sampling.spacing, sampling.sampler)
         self.label, self.shape = torch.tensor([label]), shape
         self.state, self.step = self.process.start(order.seed, shape), 0
-        self.answers = Answers(REMEMBERED)
-        self.forwards = self.rounds = 0
-        self.cloud_s = 0.0
+
+    @property
+    def progress(self) -> str:
+        """Steps."""
+        return f"at step {self.step} of {len(self.process)}"
 
     def check(self, draft: Draft) -> None:
         """Raise InvalidDraft unless the draft asks for steps that there are, from a latent that is known."""
@@ -85,18 +84,14 @@ class StepSession:
             self.state = torch.from_numpy(draft.steps.state.astype(np.float32))[None]
         self.step = draft.base
 
-    def usage(self) -> Usage:
-        """What it has cost so far (SPEC section 8); nothing is judged here."""
-        return Usage(self.forwards, self.rounds, 0, 0, self.cloud_s)
 
-
-class StepEngine:
-    """One DiT, up to `max_sessions` images at a time. Not thread-safe: exactly one thread may call it."""
+class StepEngine(PassEngine[StepSession]):
+    """One DiT."""
 
     def __init__(self, cloud: StepCloud, max_sessions: int) -> None:
-        self._cloud, self.max_sessions = cloud, max_sessions
+        super().__init__(max_sessions)
+        self._cloud = cloud
         self.shape = latent_shape(cloud.model.config)
-        self._open: set[str] = set()
 
     @property
     def info(self) -> ModelInfo:
@@ -105,50 +100,36 @@ class StepEngine:
         features = 0 if cloud.projection is None else cloud.projection.weight_DF.shape[1]
         return ModelInfo(cloud.name, cloud.digest, 0, STEPS, features, latent=self.shape)
 
-    def open(self, order: Open) -> StepSession:
-        """Begin an image; nothing is drawn yet. Raises ModelUnavailable, ModelMismatch, InvalidPrompt and
-        InvalidRequest for what cannot be ordered, Overloaded when too many are open."""
-        check_model(order, self.info)
+    @torch.inference_mode()
+    def look(self, session: StepSession) -> Look:
+        """One pass: what the model makes of the session's latent. The session takes the step."""
+        cloud, process, step = self._cloud, session.process, session.step
+        precision, channels = session.sampling.precision, self.shape[0]
+        with session.one_pass():
+            state = carried(session.state, precision)
+            original = torch.tensor([process.original(step)])
+            guidance = session.order.warp.guidance
+            out, hidden_1TD = cloud.model.denoised(state, original, session.label, guidance)
+            eps, spread, features = carried(out[:, :channels], precision), None, None
+            if process.random and cloud.model.config.learned_spread:
+                spread = carried(out[:, channels:], precision)
+            if session.sampling.projection and cloud.projection is not None:
+                features = carried(hidden_1TD[0] @ cloud.projection.weight_DF, "fp16")
+            session.state = process.back(step, state, eps, spread, session.order.seed)
+            session.step += 1
+        return Look(state, eps, spread, features)
+
+    def _begun(self, order: Open) -> StepSession:
         sampling = self._sampling(order)
-        if len(self._open) >= self.max_sessions:
-            why = f"all {self.max_sessions} sessions of this server are in use"
-            raise Overloaded("the server has no free session", why, "try again shortly")
         label = label_of(order.prompt, self._cloud.labels, self._cloud.model.config.classes)
         session = StepSession(order, sampling, label, self.shape)
         if order.prefix_tokens > len(session.process):
             what = f"a prefix of {order.prefix_tokens} steps"
             raise InvalidRequest(what, f"allowed: 0 to {len(session.process)}")
-        self._open.add(session.name)
         return session
-
-    def close(self, session: StepSession) -> None:
-        """Forget an image; closing twice changes nothing."""
-        self._open.discard(session.name)
-
-    @torch.inference_mode()
-    def look(self, session: StepSession) -> Look:
-        """One pass: what the model makes of the session's latent. The session takes the step."""
-        began = time.perf_counter()
-        cloud, process, step = self._cloud, session.process, session.step
-        precision, channels = session.sampling.precision, self.shape[0]
-        state = carried(session.state, precision)
-        original = torch.tensor([process.original(step)])
-        guidance = session.order.warp.guidance
-        out, hidden_1TD = cloud.model.denoised(state, original, session.label, guidance)
-        eps, spread, features = carried(out[:, :channels], precision), None, None
-        if process.random and cloud.model.config.learned_spread:
-            spread = carried(out[:, channels:], precision)
-        if session.sampling.projection and cloud.projection is not None:
-            features = carried(hidden_1TD[0] @ cloud.projection.weight_DF, "fp16")
-        session.state = process.back(step, state, eps, spread, session.order.seed)
-        session.step += 1
-        session.forwards += 1
-        session.cloud_s += time.perf_counter() - began
-        return Look(state, eps, spread, features)
 
     def _sampling(self, order: Open) -> Sampling:
         """What a model by steps must be told. Raises InvalidRequest and ModelMismatch."""
-        check_seed(order.seed)
         if order.sampling is None or order.acceptance != JUDGEMENT:
             what = f"acceptance {order.acceptance!r}, {'a' if order.sampling else 'no'} sampling"
             raise InvalidRequest(what, f"this model denoises: {JUDGEMENT!r}, and `sampling` says how")
