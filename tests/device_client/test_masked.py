@@ -25,7 +25,6 @@ from shared.continuous import Values
 from shared.decoding.continuous import TRANSPORT
 from shared.decoding.warp import Warp
 from shared.errors import InvalidRequest
-from shared.messages import Draft
 from shared.models.by_mask import (
     MaskedCloud,
     MaskedPackage,
@@ -34,6 +33,7 @@ from shared.models.by_mask import (
 )
 from shared.models.families.mar import MARModel
 from shared.models.families.mar_image import MaskedImage
+from tests.device_client.unplugged import Unplugged, link_to
 from tests.tiny_masked import LABELS, TOKENS, WIDTH, build_tiny_masked
 
 WARP = Warp(guidance=2.0)
@@ -62,10 +62,6 @@ def package(folder: Path) -> MaskedPackage:
 async def server(cloud: MaskedCloud) -> AsyncIterator[CloudServer]:
     async with running(cloud, Settings(max_sessions=1)) as server:
         yield server
-
-
-def link_to(server: CloudServer) -> CloudLink:
-    return CloudLink(f"127.0.0.1:{server.port}", retry_s=5.0)
 
 
 async def image(
@@ -191,24 +187,6 @@ async def test_the_published_arithmetic_runs(server, package) -> None:
     progress = await over(server, package, policy)
     assert progress.counters.rounds == STEPS - 1 and progress.counters.accepted > 0
     assert np.array_equal(values_of(await over(server, package, policy)), values_of(progress))
-
-
-class Unplugged(Relay):
-    """Kills the server before round `at` and starts another one at its port."""
-
-    def __init__(self, link: CloudLink, cloud: MaskedCloud, server: CloudServer, at: int) -> None:
-        super().__init__(link)
-        self.cloud, self.server, self.at, self.round = cloud, server, at, 0
-
-    async def send(self, draft: Draft) -> None:
-        """Through, or into the void."""
-        self.round += 1
-        if self.round == self.at:
-            port = self.server.port
-            await self.server.stop()
-            self.server = CloudServer(self.cloud, replace(self.server.settings, port=port))
-            await self.server.start()
-        await super().send(draft)
 
 
 KILLED = [

@@ -17,6 +17,7 @@ from shared.decoding.warp import Warp
 from shared.errors import InvalidDraft, InvalidPrompt, InvalidRequest, ModelMismatch
 from shared.messages import Draft, Open, Verdict, no_tokens
 from shared.models.by_mask import MaskedCloud, load_masked_cloud
+from tests.device_client.unplugged import link_to
 from tests.tiny_masked import TOKENS, WIDTH, build_tiny_masked
 
 WARP = Warp(guidance=2.0)
@@ -33,10 +34,6 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> MaskedCloud:
 async def server(cloud: MaskedCloud) -> AsyncIterator[CloudServer]:
     async with running(cloud, Settings(max_sessions=1)) as server:
         yield server
-
-
-def link_to(server: CloudServer) -> CloudLink:
-    return CloudLink(f"127.0.0.1:{server.port}", retry_s=5.0)
 
 
 def order(cloud: MaskedCloud, **changes: object) -> Open:

@@ -28,6 +28,7 @@ from shared.messages import Draft, Open, Tokens, Verdict
 from shared.models.by_scale import ScaleCloud, ScalePackage, load_scale_cloud, load_scale_package
 from shared.models.families.var import VARModel
 from shared.models.families.var_run import ScaleRun
+from tests.device_client.unplugged import Unplugged, link_to
 from tests.tiny_scales import CODES, LABELS, SCALES, TOKENS, WARP, build_tiny_scales
 
 REQUEST = Request("a red house", 7, WARP)
@@ -55,10 +56,6 @@ def package(folder: Path) -> ScalePackage:
 async def server(cloud: ScaleCloud) -> AsyncIterator[CloudServer]:
     async with running(cloud, Settings(max_sessions=1)) as server:
         yield server
-
-
-def link_to(server: CloudServer) -> CloudLink:
-    return CloudLink(f"127.0.0.1:{server.port}", retry_s=5.0)
 
 
 async def image(package: ScalePackage, policy: ScalePolicy, link: Relay | CloudLink | None) -> Progress:
@@ -134,24 +131,6 @@ async def test_where_it_is_unsure_the_device_asks(server, cloud, package, verdic
     begun = progress.tokens[: OFFSETS[scale]]
     own = alone(cloud, cloud.model, begun)[OFFSETS[scale] : OFFSETS[scale + 1]]
     assert (judged == own) == (verdict == "all")
-
-
-class Unplugged(Relay):
-    """Kills the server before round `at` and starts another one at its port."""
-
-    def __init__(self, link: CloudLink, cloud: ScaleCloud, server: CloudServer, at: int) -> None:
-        super().__init__(link)
-        self.cloud, self.server, self.at, self.round = cloud, server, at, 0
-
-    async def send(self, draft: Draft) -> None:
-        """Through, or into the void."""
-        self.round += 1
-        if self.round == self.at:
-            port = self.server.port
-            await self.server.stop()
-            self.server = CloudServer(self.cloud, replace(self.server.settings, port=port))
-            await self.server.start()
-        await super().send(draft)
 
 
 KILLS = [(scale_policy.exact(), 2), (scale_policy.exact(), 4), (SOMETIMES, 1)]

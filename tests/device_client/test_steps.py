@@ -27,6 +27,7 @@ from shared.decoding.warp import Warp
 from shared.errors import InvalidDraft, InvalidPrompt, InvalidRequest, ModelMismatch
 from shared.messages import Draft, Open, Sampling, Steps, no_tokens
 from shared.models.by_step import StepCloud, StepPackage, load_step_cloud, load_step_package
+from tests.device_client.unplugged import Unplugged, link_to
 from tests.tiny_steps import CHANNELS, FEATURES, LABELS, SIDE, SPACING, STEPS, build_tiny_steps
 
 REQUEST = StepRequest("a red house", 7, 2.0, SPACING, "ddim")
@@ -64,10 +65,6 @@ def package(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> StepPacka
 async def server(cloud: StepCloud) -> AsyncIterator[CloudServer]:
     async with running(cloud, Settings(max_sessions=1)) as server:
         yield server
-
-
-def link_to(server: CloudServer) -> CloudLink:
-    return CloudLink(f"127.0.0.1:{server.port}", retry_s=5.0)
 
 
 async def image(
@@ -201,24 +198,6 @@ async def test_rivals_have_equal_calls(server, cloud, package) -> None:
     calls = [each.progress.counters.cloud_forwards for each in (few, reused, line)]
     assert calls == [len(request.process), 4, 4] and len(request.process) == 4
     assert not torch.equal(reused.latent, line.latent)
-
-
-class Unplugged(Relay):
-    """Kills the server before round `at` and starts another one at its port."""
-
-    def __init__(self, link: CloudLink, cloud: StepCloud, server: CloudServer, at: int) -> None:
-        super().__init__(link)
-        self.cloud, self.server, self.at, self.round = cloud, server, at, 0
-
-    async def send(self, draft: Draft) -> None:
-        """Through, or into the void."""
-        self.round += 1
-        if self.round == self.at:
-            port = self.server.port
-            await self.server.stop()
-            self.server = CloudServer(self.cloud, replace(self.server.settings, port=port))
-            await self.server.start()
-        await super().send(draft)
 
 
 KILLS = [(step_policy.exact(), 1), (step_policy.exact(), 5), (SOMETIMES, 1), (SOMETIMES, 2)]
