@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from evaluation.diffusion import Result
-from evaluation.scales import for_critic
+from evaluation.small_pictures import for_critic
 from shared.models.critic import Critic
 
 HEAD = (

@@ -5,14 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from evaluation.critic import features, frechet_distance
 from evaluation.masked import Result
-from evaluation.scales import for_critic
 from shared.decoding.continuous import TRANSPORT
-from shared.models.critic import Critic
 
 # MAR's README: FID-50K of MAR-H (the cloud there) and MAR-B (the device there), 256 steps, guided. CSpD's
 # abstract: speed-up of the wall time at most; MAR-H's passes follow from its settings (window 4, prefix 5 %).
@@ -21,17 +15,6 @@ _HEAD = (
     "row", "passes", "rounds", "stand", "bound", "from the rival", "bytes up", "bytes down", "cloud ms",
     "device ms", "total ms", "speed-up", "FD-emoji", "published: speed-up",
 )  # fmt: skip
-
-
-def distances(
-    results: Sequence[Result], critic: Critic | None, wanted: NDArray[np.uint8] | None
-) -> list[str]:
-    """FD-emoji of each row against the reference; "-" without a critic."""
-    if critic is None or wanted is None:
-        return ["-"] * len(results)
-    aim = features(critic, for_critic(wanted))
-    found = [features(critic, for_critic(result.pixels_NHW3)) for result in results]
-    return [f"{frechet_distance(drawn, aim):.2f}" for drawn in found]
 
 
 def markdown(results: Sequence[Result], fd: Sequence[str]) -> str:

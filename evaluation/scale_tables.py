@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from evaluation.critic import features, frechet_distance
-from evaluation.scales import Result, for_critic
-from shared.models.critic import Critic
+from evaluation.scales import Result
 from shared.models.families.var import VARConfig
-from training.scale_data import Pictures
 
 # CoDe, table 1 (ImageNet 256, batch 64, no decoder), tuned: seconds, GB, FID; the base is VAR-d30.
 CODE_PUBLISHED: Mapping[str, tuple[float, float, float]] = {
@@ -37,26 +29,6 @@ _MIB = 2**20
 def cache_mib(config: VARConfig, scales: int, batch: int) -> float:
     """Keys and values of the first scales, by formula."""
     return GUIDED * batch * config.offsets[scales] * config.depth * config.dim * KV_BYTES / _MIB
-
-
-def reference(data: Path, count: int) -> NDArray[np.uint8]:
-    """Training pictures at the model's size."""
-    image = Pictures(data, 0).batch(0, count).image_B3HW
-    out: NDArray[np.uint8] = (
-        ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    )
-    return out
-
-
-def distances(
-    results: Sequence[Result], critic: Critic | None, wanted: NDArray[np.uint8] | None
-) -> list[str]:
-    """FD-emoji of each row against the reference; "-" without a critic."""
-    if critic is None or wanted is None:
-        return ["-"] * len(results)
-    aim = features(critic, for_critic(wanted))
-    found = [features(critic, for_critic(result.pixels_NHW3)) for result in results]
-    return [f"{frechet_distance(drawn, aim):.2f}" for drawn in found]
 
 
 def markdown(

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from device_client import scale_policy
 from device_client.cloud import Request
@@ -30,7 +29,6 @@ from shared.models.by_scale import ScalePackage, load_scale_package
 
 FIRST_SEED = 40_000  # nothing was trained or calibrated on these
 WARP = Warp(guidance=1.5, top_k=100, top_p=0.9)
-CRITIC_PIXELS = 128
 GATES = ("margin", "interval", "entropy", "random")  # of those that are calibrated
 
 
@@ -113,13 +111,6 @@ def pictures(package: ScalePackage, tokens_NT: NDArray[np.int32]) -> NDArray[np.
         image = package.vq.picture(package.vq.quantize.sums(maps)[-1])
     out: NDArray[np.uint8] = (image * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return out
-
-
-def for_critic(pixels_NHW3: NDArray[np.uint8]) -> torch.Tensor:
-    """Enlarged to the size the critic looks at, each pixel repeated or blended."""
-    image = torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2).float()
-    large = F.interpolate(image, size=(CRITIC_PIXELS, CRITIC_PIXELS), mode="bilinear")
-    return large.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _arrays(seen: Sequence[Progress], model: str) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
