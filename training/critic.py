@@ -17,8 +17,8 @@ from shared.models.critic import Critic, contrastive_loss, save_critic
 from training.base import falling
 from training.held_back import held_back_combinations
 from training.presets import preset
-from training.runs import Learner, RunFolder, drive
 from training.scenes import Scene, Scenes, batch_pixels, scene_split
+from training.trainer import ModelTrainer
 
 CAPTIONS = 512  # exported with the critic, to tell true captions from
 
@@ -51,28 +51,22 @@ def pairs_of(scenes: list[Scene]) -> tuple[Tensor, list[str]]:
     return torch.from_numpy(batch_pixels(told)), [scene.caption for scene in told]
 
 
-class CriticTrainer:
+class CriticTrainer(ModelTrainer[CriticRun, Critic]):
     """One run: step, resume, evaluate, export."""
 
     def __init__(self, run: CriticRun) -> None:
-        self.run, self.folder = run, RunFolder(run.out)
+        super().__init__(run)
         chosen = preset(run.preset)
         self.scenes, self.held_back = scene_split(run.data, chosen.concepts, chosen.scenes, run.seed)
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
         words, captions = self.scenes.vocabulary(), other_captions(self.scenes, CAPTIONS)
         self.model = Critic(chosen.critic, words, captions)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=run.rate, weight_decay=0.05)
-        self.learner = Learner(self.model, [optimizer], run.average)
-        if state := self.folder.begin(run, chosen):
-            self.learner.restore(state)
-
-    def save(self) -> None:
-        """Write everything a resumed run needs."""
-        self.folder.save(self.learner.state())
+        self.begin([optimizer], chosen)
 
     def train(self) -> None:
         """Run to the last step, then export."""
-        drive(self, self.run.steps, self.run.batch, self.run.checkpoint_every)
+        self.drive()
         save_critic(self.run.out / "critic", self.averaged_model())
 
     def advance(self) -> dict[str, float]:
@@ -84,12 +78,6 @@ class CriticTrainer:
             logits = self.model.logits(pixels, captions)
         loss = contrastive_loss(logits.float())
         return {"loss": round(loss.item(), 4), "gradient": round(self.learner.learn(loss), 3)}
-
-    def averaged_model(self) -> Critic:
-        """The model that ships: averaged weights."""
-        model = Critic(self.model.config, self.model.vocabulary.words, self.model.captions)
-        model.load_state_dict(self.learner.average.values)
-        return model.eval()
 
     def evaluate(self) -> dict[str, float]:
         """How often a picture finds its caption among up to 64 others: held-back (concept, style) pairs, and

@@ -33,8 +33,8 @@ from training.masked_data import (
     lesson,
     mar_shape,
 )
-from training.runs import Learner, RunFolder, drive
 from training.scale_data import Pictures, dropped
+from training.trainer import ModelTrainer
 
 DROPPED = 0.1  # share of classes that guidance's other row learns from
 SAMPLES, SAMPLE_STEPS, SAMPLE_HEAD, SAMPLE_GUIDANCE = 8, 16, 25, 2.0
@@ -103,27 +103,22 @@ def sampled(vae: KLVAE, model: MARModel, labels_B: Tensor, seed: int) -> Tensor:
     return vae.pictures(unpatched(last.tokens_BLC, model.config.patch))
 
 
-class MaskedBaseTrainer:
+class MaskedBaseTrainer(ModelTrainer[MaskedBaseRun, MARModel]):
     """One run: step, resume, evaluate, export."""
 
     def __init__(self, run: MaskedBaseRun) -> None:
-        self.run, self.folder, self.schedule = run, RunFolder(run.out), cosine()
+        super().__init__(run)
+        self.schedule = cosine()
         self.pictures, self.vae = Pictures(run.data, run.seed), load_kl(run.vae)
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
         self.model = MARModel(mar_shape(CLOUD_DEPTH, CLOUD_HEAD))
         initialise(self.model)
         groups = optimizers(self.model, run.rate, run.matrix_rate, "_blocks.")
-        self.learner = Learner(self.model, groups, run.average)
-        if state := self.folder.begin(run, self.model.config):
-            self.learner.restore(state)
-
-    def save(self) -> None:
-        """Write everything a resumed run needs."""
-        self.folder.save(self.learner.state())
+        self.begin(groups, self.model.config)
 
     def train(self) -> None:
         """Run to the last step, then export `OUT/cloud`."""
-        drive(self, self.run.steps, self.run.batch, self.run.checkpoint_every)
+        self.drive()
         save_masked_cloud(self.run.out / "cloud", self.averaged_model(), self.pictures.labels)
 
     def advance(self) -> dict[str, float]:
@@ -138,12 +133,6 @@ class MaskedBaseTrainer:
             loss = loss_of(self.model, self.schedule, learnt, labels)
         gradient = self.learner.learn(loss)
         return {"loss": round(loss.item(), 4), "gradient": round(gradient, 3)}
-
-    def averaged_model(self) -> MARModel:
-        """The model that ships: averaged weights."""
-        model = MARModel(self.model.config)
-        model.load_state_dict(self.learner.averaged())
-        return model.eval()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -24,8 +24,8 @@ from shared.models.generators import load_kl
 from training.base import falling, optimizers
 from training.masked_base import DROPPED
 from training.masked_data import CLIP, Lesson, conditions, encoded, lesson
-from training.runs import Learner, RunFolder, drive
 from training.scale_data import Pictures, dropped
+from training.trainer import ModelTrainer
 
 
 @dataclass(frozen=True)
@@ -63,27 +63,22 @@ def cut_masked(cloud: MARModel, layers: int, head_layers: int) -> MARModel:
     return device
 
 
-class MaskedDeviceTrainer:
+class MaskedDeviceTrainer(ModelTrainer[MaskedDeviceRun, MARModel]):
     """One run: distil, evaluate, export."""
 
     def __init__(self, run: MaskedDeviceRun) -> None:
-        self.run, self.folder, self.schedule = run, RunFolder(run.out), cosine()
+        super().__init__(run)
+        self.schedule = cosine()
         self.pictures, self.vae = Pictures(run.data, run.seed), load_kl(run.vae)
         self.cloud = load_mar(run.cloud).requires_grad_(False)
         self.model = cut_masked(self.cloud, run.layers, run.head_layers)
         groups = optimizers(self.model, run.rate, run.matrix_rate, "_blocks.")
-        self.learner = Learner(self.model, groups, run.average)
-        if state := self.folder.begin(run, self.model.config):
-            self.learner.restore(state)
-
-    def save(self) -> None:
-        """Write everything a resumed run needs."""
-        self.folder.save(self.learner.state())
+        self.begin(groups, self.model.config)
 
     def train(self) -> None:
         """Run to the last step, then export `OUT/model` with its cloud and autoencoder."""
         run, home = self.run, self.run.out / "model"
-        drive(self, run.steps, run.batch, run.checkpoint_every)
+        self.drive()
         of_cloud, labels = digest(run.cloud), self.pictures.labels
         save_masked_device(home / "device", self.averaged_model(), of_cloud, labels, CLIP)
         for name, source in (("cloud", run.cloud), ("vae", run.vae)):
@@ -101,12 +96,6 @@ class MaskedDeviceTrainer:
             loss = self._loss(self.model, learnt, labels)
         self.learner.learn(loss)
         return {"loss": round(loss.item(), 5)}
-
-    def averaged_model(self) -> MARModel:
-        """The model that ships: averaged weights."""
-        model = MARModel(self.model.config)
-        model.load_state_dict(self.learner.averaged())
-        return model.eval()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -18,9 +18,9 @@ from shared.models.generators import describe_kl
 from shared.models.kl_vae import KLVAE, LATENT_SCALE
 from training.data import keyed_generator
 from training.masked_data import KL, encoded
-from training.runs import Learner, RunFolder, drive
 from training.scale_data import Pictures, eighth, psnr_db
 from training.tokenizer import cosine, reconstruction_loss
+from training.trainer import ModelTrainer
 
 _LOG_VARIANCE = -5.0  # of a token in the beginning
 
@@ -41,11 +41,11 @@ class MaskedVaeRun:
     checkpoint_every: int = 200
 
 
-class MaskedVaeTrainer:
+class MaskedVaeTrainer(ModelTrainer[MaskedVaeRun, KLVAE]):
     """One run: step, resume, evaluate, export."""
 
     def __init__(self, run: MaskedVaeRun) -> None:
-        self.run, self.folder = run, RunFolder(run.out)
+        super().__init__(run)
         self.pictures = Pictures(run.data, run.seed)
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
         self.model = KLVAE(KL)
@@ -53,17 +53,11 @@ class MaskedVaeTrainer:
             self.model.parameters(), lr=run.rate, betas=(0.9, 0.95), weight_decay=0.01
         )
         start_from_components(self.model, self.pictures.batch(0, 128).image_B3HW)
-        self.learner = Learner(self.model, [optimizer], run.average)
-        if state := self.folder.begin(run, KL):
-            self.learner.restore(state)
-
-    def save(self) -> None:
-        """Write everything a resumed run needs."""
-        self.folder.save(self.learner.state())
+        self.begin([optimizer], KL)
 
     def train(self) -> None:
         """Run to the last step, then export `OUT/vae`."""
-        drive(self, self.run.steps, self.run.batch, self.run.checkpoint_every)
+        self.drive()
         model = self.averaged_model()
         normalise(model, self.pictures.batch(0, 128).image_B3HW, self.run.seed)
         save_folder(self.run.out / "vae", describe_kl(KL), model.state_dict(), torch.float16)
@@ -85,12 +79,6 @@ class MaskedVaeTrainer:
         divergence = ((mean * LATENT_SCALE).square() + scaled.exp() - 1 - scaled).mean() / 2
         self.learner.learn(loss + run.divergence * divergence)
         return {"loss": round(loss.item(), 4), "divergence": round(divergence.item(), 3)}
-
-    def averaged_model(self) -> KLVAE:
-        """The model that ships: averaged weights."""
-        model = KLVAE(KL)
-        model.load_state_dict(self.learner.averaged())
-        return model.eval()
 
     @torch.no_grad()
     def evaluate(self, count: int = 48) -> dict[str, float]:

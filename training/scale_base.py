@@ -26,9 +26,9 @@ from shared.models.families.var_vae import ScaleQuantizer, ScaleVQ
 from shared.models.generators import load_generator, load_scale_vq
 from training.base import falling, optimizers
 from training.data import keyed_generator
-from training.runs import Learner, RunFolder, drive
 from training.scale_data import CLOUD_DEPTH, Pictures, dropped, eighth, var_shape
 from training.scale_tokenizer import encoded
+from training.trainer import ModelTrainer
 
 DROPPED = 0.1  # share of classes that guidance's other row learns from
 SAMPLE_GUIDANCE, SAMPLE_TOP_K, SAMPLE_TOP_P = 1.5, 100, 0.9
@@ -126,11 +126,11 @@ def sampled(vq: ScaleVQ, model: VARModel, labels_B: Tensor, seed: int) -> Tensor
     return eighth(vq.picture(run.sum_BEHH))
 
 
-class ScaleBaseTrainer:
+class ScaleBaseTrainer(ModelTrainer[ScaleBaseRun, VARModel]):
     """One run: step, resume, evaluate, export."""
 
     def __init__(self, run: ScaleBaseRun) -> None:
-        self.run, self.folder = run, RunFolder(run.out)
+        super().__init__(run)
         self.pictures, self.vq = Pictures(run.data, run.seed), load_scale_vq(run.vae)
         self.near_VN = nearest_neighbours(self.vq.quantize.codes())[:, :NEAR].long()
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
@@ -140,17 +140,11 @@ class ScaleBaseTrainer:
         if run.start_from:
             self.model.load_state_dict(load_generator(run.start_from).state_dict())
         groups = optimizers(self.model, run.rate, run.matrix_rate, "blocks.")
-        self.learner = Learner(self.model, groups, run.average)
-        if state := self.folder.begin(run, self.model.config):
-            self.learner.restore(state)
-
-    def save(self) -> None:
-        """Write everything a resumed run needs."""
-        self.folder.save(self.learner.state())
+        self.begin(groups, self.model.config)
 
     def train(self) -> None:
         """Run to the last step, then export `OUT/cloud`."""
-        drive(self, self.run.steps, self.run.batch, self.run.checkpoint_every)
+        self.drive()
         save_scale_cloud(self.run.out / "cloud", self.averaged_model(), self.pictures.labels)
 
     def advance(self) -> dict[str, float]:
@@ -165,12 +159,6 @@ class ScaleBaseTrainer:
             losses_S = self._losses(self.model, told, wanted, labels)
         gradient = self.learner.learn(losses_S.mean())
         return {"loss": round(losses_S.mean().item(), 4), "gradient": round(gradient, 3)}
-
-    def averaged_model(self) -> VARModel:
-        """The model that ships: averaged weights."""
-        model = VARModel(self.model.config)
-        model.load_state_dict(self.learner.averaged())
-        return model.eval()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

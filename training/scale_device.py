@@ -20,11 +20,11 @@ from shared.models.families.var import VARModel
 from shared.models.generators import load_generator, load_scale_vq
 from training.base import falling, optimizers
 from training.inter_dro import InterDRO, inter_dro
-from training.runs import Learner, RunFolder, drive
 from training.scale_base import DROPPED, by_scale, forced
 from training.scale_calibrate import play, write_thresholds
 from training.scale_data import Pictures, dropped
 from training.scale_tokenizer import encoded
+from training.trainer import ModelTrainer
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class ScaleDeviceRun:
     loss: InterDRO = field(default_factory=InterDRO)
 
 
-class ScaleDeviceTrainer:
+class ScaleDeviceTrainer(ModelTrainer[ScaleDeviceRun, ScaleDevice]):
     """One run: distil, evaluate, calibrate, export."""
 
     def __init__(self, run: ScaleDeviceRun) -> None:
-        self.run, self.folder = run, RunFolder(run.out)
+        super().__init__(run)
         self.pictures, self.vq = Pictures(run.data, run.seed), load_scale_vq(run.vae)
         self.cloud, self.teacher = _var(run.cloud), _var(run.teacher or run.cloud)
         self.scales = len(self.cloud.config.scales)
@@ -65,18 +65,12 @@ class ScaleDeviceTrainer:
         if run.start_from:
             self.model.load_state_dict(load_scale_device(run.start_from).state_dict())
         groups = optimizers(self.model, run.rate, run.matrix_rate, "blocks.")
-        self.learner = Learner(self.model, groups, run.average)
-        if state := self.folder.begin(run, self.model.base.config):
-            self.learner.restore(state)
-
-    def save(self) -> None:
-        """Write everything a resumed run needs."""
-        self.folder.save(self.learner.state())
+        self.begin(groups, self.model.base.config)
 
     def train(self) -> None:
         """Run to the last step, then export `OUT/model` with its cloud and tokenizer, gates calibrated."""
         run, home = self.run, self.run.out / "model"
-        drive(self, run.steps, run.batch, run.checkpoint_every)
+        self.drive()
         model = self.averaged_model()
         save_scale_device(home / "device", model, self.pictures.labels)
         for name, source in (("cloud", run.cloud), ("vae", run.vae)):
@@ -96,12 +90,6 @@ class ScaleDeviceTrainer:
             loss = self._loss(self.model, encoded(self.vq, batch.image_B3HW), labels)
         self.learner.learn(loss)
         return {"loss": round(loss.item(), 4)}
-
-    def averaged_model(self) -> ScaleDevice:
-        """The model that ships: averaged weights."""
-        model = ScaleDevice(self.model.base.config, self.model.companion)
-        model.load_state_dict(self.learner.averaged())
-        return model.eval()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -18,9 +18,9 @@ from shared.decoding.denoising import denoising
 from shared.models.by_step import save_step_cloud
 from shared.models.families.dit import DiTModel, position_table
 from training.base import falling, optimizers
-from training.runs import Learner, RunFolder, drive
 from training.scale_data import dropped
 from training.step_data import CLOUD_DEPTH, Latents, Noised, dit_shape
+from training.trainer import ModelTrainer
 
 DROPPED = 0.1  # share of classes that guidance's other row learns from
 SAMPLES, SAMPLE_SPACING, SAMPLE_GUIDANCE = 8, "ddim20", 2.0
@@ -74,27 +74,21 @@ def sampled(model: DiTModel, labels_B: Tensor, seed: int) -> Tensor:
     return state
 
 
-class StepBaseTrainer:
+class StepBaseTrainer(ModelTrainer[StepBaseRun, DiTModel]):
     """One run: step, resume, evaluate, export."""
 
     def __init__(self, run: StepBaseRun) -> None:
-        self.run, self.folder = run, RunFolder(run.out)
+        super().__init__(run)
         self.latents = Latents(run.data, run.vae, run.seed, run.pool)
         torch.manual_seed(run.seed)  # initial weights; everything later is keyed by (seed, step)
         self.model = DiTModel(dit_shape(CLOUD_DEPTH, self.latents.vae.config))
         initialise(self.model)
         groups = optimizers(self.model, run.rate, run.matrix_rate, "blocks.")
-        self.learner = Learner(self.model, groups, run.average)
-        if state := self.folder.begin(run, self.model.config):
-            self.learner.restore(state)
-
-    def save(self) -> None:
-        """Write everything a resumed run needs."""
-        self.folder.save(self.learner.state())
+        self.begin(groups, self.model.config)
 
     def train(self) -> None:
         """Run to the last step, then export `OUT/cloud` and `OUT/vae`."""
-        drive(self, self.run.steps, self.run.batch, self.run.checkpoint_every)
+        self.drive()
         save_step_cloud(self.run.out / "cloud", self.averaged_model(), self.latents.labels)
         shutil.copytree(self.run.vae, self.run.out / "vae", dirs_exist_ok=True)
 
@@ -108,12 +102,6 @@ class StepBaseTrainer:
             loss = _loss(self.model, batch, labels)
         gradient = self.learner.learn(loss)
         return {"loss": round(loss.item(), 4), "gradient": round(gradient, 3)}
-
-    def averaged_model(self) -> DiTModel:
-        """The model that ships: averaged weights."""
-        model = DiTModel(self.model.config)
-        model.load_state_dict(self.learner.averaged())
-        return model.eval()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -23,9 +23,9 @@ from shared.models.families.dit_device import Anchor, StepCompanion, StepDevice,
 from training.base import falling, optimizers
 from training.data import keyed_generator
 from training.drawn import save_whole
-from training.runs import Learner, RunFolder, drive
 from training.step_calibrate import calibrate
 from training.step_paths import Mix, Paths, components, walk
+from training.trainer import ModelTrainer
 
 HELD = 4  # images of every path file that are measured on, not trained on
 GAPS = (1, 2, 4, 8)  # at which they are measured
@@ -79,11 +79,11 @@ class Pair(nn.Module):
         self.device, self.projection = device, nn.Parameter(projection_DF)
 
 
-class StepDeviceTrainer:
+class StepDeviceTrainer(ModelTrainer[StepDeviceRun, Pair]):
     """One run: draw paths, distil, evaluate, calibrate, export."""
 
     def __init__(self, run: StepDeviceRun) -> None:
-        self.run, self.folder = run, RunFolder(run.out)
+        super().__init__(run)
         self.cloud = load_dit(run.base / "cloud").requires_grad_(False)
         load_pictures(run.base / "vae")  # now, not when everything has been learned
         self.process: Denoising = denoising(run.spacing, "ddim")
@@ -95,20 +95,14 @@ class StepDeviceTrainer:
         torch.manual_seed(run.seed)  # new parts; everything later is keyed by (seed, step)
         device = cut_steps(self.cloud, run.layers, StepCompanion(digest(run.base / "cloud"), run.features))
         device.base.pos_embed.requires_grad_(False)
-        self.pair = Pair(device, components(self.paths[0].hidden, run.features))
-        groups = optimizers(self.pair, run.rate, run.matrix_rate, "blocks.")
-        self.learner = Learner(self.pair, groups, run.average)
-        if state := self.folder.begin(run, device.config):
-            self.learner.restore(state)
-
-    def save(self) -> None:
-        """Write everything a resumed run needs."""
-        self.folder.save(self.learner.state())
+        self.model = Pair(device, components(self.paths[0].hidden, run.features))
+        groups = optimizers(self.model, run.rate, run.matrix_rate, "blocks.")
+        self.begin(groups, device.config)
 
     def train(self) -> None:
         """Run to the last step, then export `OUT/model` with its cloud and decoder, budgets calibrated."""
         run, home = self.run, self.run.out / "model"
-        drive(self, run.steps, run.batch, run.checkpoint_every)
+        self.drive()
         pair = self.averaged_model()
         for name in ("cloud", "vae"):
             shutil.copytree(run.base / name, home / name, dirs_exist_ok=True)
@@ -135,16 +129,9 @@ class StepDeviceTrainer:
         nobody = torch.from_numpy(rng.random(run.batch) < run.alone)
         anchor[nobody] = earlier[nobody] = -1
         with torch.autocast("cpu", torch.bfloat16):
-            centre, radius = self._losses(self.pair, paths, image, place, torch.stack([anchor, earlier]))
+            centre, radius = self._losses(self.model, paths, image, place, torch.stack([anchor, earlier]))
         self.learner.learn(centre + radius)
         return {"loss": round(centre.item(), 4), "radius": round(radius.item(), 4)}
-
-    def averaged_model(self) -> Pair:
-        """The pair that ships: averaged weights."""
-        device = StepDevice(self.pair.device.config, self.pair.device.companion)
-        pair = Pair(device, torch.zeros_like(self.pair.projection))
-        pair.load_state_dict(self.learner.averaged())
-        return pair.eval()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
