@@ -16,7 +16,7 @@ from shared.models.checkpoint import save_model, save_vq
 from shared.models.families.emoji import EmojiModel
 from shared.models.vq import VQModel
 from training.device import DeviceRun, DeviceTrainer
-from training.presets import preset
+from training.presets import FIRST, preset
 from training.scenes import scene_split
 
 
@@ -34,6 +34,21 @@ def artwork(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image.save(folder / style / f"{concept}.webp", lossless=True)
             split = "heldout" if (style, name) == ("noto", "dog") else "train"
             rows.append({"key": f"{style}/{concept}", "split": split, "name": name, "style": style})
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One disc a class, in one style."""
+    folder = tmp_path_factory.mktemp("discs")
+    (folder / "flat").mkdir()
+    rows = []
+    for number, name in enumerate(FIRST):
+        image = Image.new("RGBA", (128, 128))
+        ImageDraw.Draw(image).ellipse((16, 16, 112, 112), fill=(6 * number, 250 - 6 * number, 128, 255))
+        image.save(folder / "flat" / f"{number}.png")
+        rows.append({"key": f"flat/{number}", "split": "train", "name": name, "style": "flat"})
     (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     return folder
 

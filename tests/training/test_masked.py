@@ -20,7 +20,7 @@ from shared.models.checkpoint import digest
 from shared.models.families.mar import MARModel
 from shared.models.generators import load_kl
 from shared.models.kl_vae import KLVAE, LATENT_SCALE
-from tests.training.test_scales import artwork, same_after
+from tests.training.test_scales import same_after
 from training.cli import main
 from training.masked_base import MaskedBaseRun, MaskedBaseTrainer, loss_of
 from training.masked_data import KL, TOKENS, conditions, encoded, lesson, mar_shape
@@ -29,12 +29,11 @@ from training.masked_vae import MaskedVaeRun, MaskedVaeTrainer, normalise, start
 from training.presets import FIRST
 from training.scale_data import Pictures
 
-__all__ = ["artwork"]  # a fixture
 FEW = ["--steps", "2", "--batch", "2", "--checkpoint-every", "2", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
-def runs(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An autoencoder, a large and a small model."""
     home = tmp_path_factory.mktemp("runs")
     vae, cloud = str(home / "vae/vae"), str(home / "base/cloud")
@@ -44,7 +43,7 @@ def runs(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["mar-device", "--vae", vae, "--cloud", cloud, "--out", str(home / "device")],
     ]
     for words in verbs:
-        assert main([*words, "--data", str(artwork), *FEW]) == 0
+        assert main([*words, "--data", str(discs), *FEW]) == 0
     return home
 
 
@@ -63,14 +62,14 @@ async def drawn(package: MaskedPackage) -> int:
     return len([step async for step in decode_masked(package, request, policy, None)][-1].tokens)
 
 
-def test_runs_resume_to_the_bit(artwork: Path, runs: Path, tmp_path: Path) -> None:
+def test_runs_resume_to_the_bit(discs: Path, runs: Path, tmp_path: Path) -> None:
     vae, cloud = runs / "vae/vae", runs / "base/cloud"
     names = ("first", "whole")
     trainers = [
-        [MaskedVaeTrainer(MaskedVaeRun(artwork, tmp_path / f"vae-{name}", 6, 2)) for name in names],
-        [MaskedBaseTrainer(MaskedBaseRun(artwork, vae, tmp_path / f"base-{name}", 6, 2)) for name in names],
+        [MaskedVaeTrainer(MaskedVaeRun(discs, tmp_path / f"vae-{name}", 6, 2)) for name in names],
+        [MaskedBaseTrainer(MaskedBaseRun(discs, vae, tmp_path / f"base-{name}", 6, 2)) for name in names],
         [
-            MaskedDeviceTrainer(MaskedDeviceRun(artwork, vae, cloud, tmp_path / f"device-{name}", 6, 2))
+            MaskedDeviceTrainer(MaskedDeviceRun(discs, vae, cloud, tmp_path / f"device-{name}", 6, 2))
             for name in names
         ],
     ]
@@ -78,9 +77,9 @@ def test_runs_resume_to_the_bit(artwork: Path, runs: Path, tmp_path: Path) -> No
         assert same_after(first, whole)
 
 
-def test_tokens_are_standard_and_pictures_stay(artwork: Path) -> None:
+def test_tokens_are_standard_and_pictures_stay(discs: Path) -> None:
     """What is exported draws what the trained one drew; its tokens have mean 0 and deviation 1."""
-    image = Pictures(artwork, 0).batch(0, 24).image_B3HW
+    image = Pictures(discs, 0).batch(0, 24).image_B3HW
     torch.manual_seed(0)
     with torch.no_grad():
         model = KLVAE(KL).eval()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
 from device_client.cloud import Request
 from device_client.scale_loop import decode_scales
@@ -31,22 +29,7 @@ FEW = ["--steps", "2", "--batch", "2", "--checkpoint-every", "2", "--threads", "
 
 
 @pytest.fixture(scope="module")
-def artwork(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One disc a class, in one style."""
-    folder = tmp_path_factory.mktemp("discs")
-    (folder / "flat").mkdir()
-    rows = []
-    for number, name in enumerate(FIRST):
-        image = Image.new("RGBA", (128, 128))
-        ImageDraw.Draw(image).ellipse((16, 16, 112, 112), fill=(6 * number, 250 - 6 * number, 128, 255))
-        image.save(folder / "flat" / f"{number}.png")
-        rows.append({"key": f"flat/{number}", "split": "train", "name": name, "style": "flat"})
-    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runs(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer, a large and a small model, then CoDe's drafter and refiner of six scales."""
     home = tmp_path_factory.mktemp("runs")
     vae, cloud, drafter = (str(home / path) for path in ("tok/vae", "base/cloud", "drafter/cloud"))
@@ -61,7 +44,7 @@ def runs(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     for words in verbs:
         extra = ["--calibration-images", "2"] if words[0] == "var-device" else []
-        assert main([*words, "--data", str(artwork), *FEW, *extra]) == 0
+        assert main([*words, "--data", str(discs), *FEW, *extra]) == 0
     return home
 
 
@@ -117,23 +100,23 @@ def same_after(first: Trainer, whole: Trainer) -> bool:
     return all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
-def test_runs_resume_to_the_bit(artwork: Path, runs: Path, tmp_path: Path) -> None:
+def test_runs_resume_to_the_bit(discs: Path, runs: Path, tmp_path: Path) -> None:
     vae = runs / "tok/vae"
     # Of six steps the codebook begins with the second.
     tokenizers = [
-        ScaleTokenizerTrainer(ScaleTokenizerRun(artwork, tmp_path / name, steps=6, batch=2))
+        ScaleTokenizerTrainer(ScaleTokenizerRun(discs, tmp_path / name, steps=6, batch=2))
         for name in ("tok", "tok2")
     ]
     bases = [
-        ScaleBaseTrainer(ScaleBaseRun(artwork, vae, tmp_path / name, steps=6, batch=2))
+        ScaleBaseTrainer(ScaleBaseRun(discs, vae, tmp_path / name, steps=6, batch=2))
         for name in ("base", "base2")
     ]
     for first, whole in (tokenizers, bases):
         assert same_after(first, whole)
 
 
-def test_impossible_scales_are_refused(artwork: Path, runs: Path, tmp_path: Path) -> None:
+def test_impossible_scales_are_refused(discs: Path, runs: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="allowed: 1 to 10"):
-        ScaleBaseRun(artwork, runs / "tok/vae", tmp_path, until=11)
+        ScaleBaseRun(discs, runs / "tok/vae", tmp_path, until=11)
     words = ["--vae", str(runs / "tok/vae"), "--cloud", str(runs / "base/cloud"), "--begin", "10"]
-    assert main(["var-device", "--data", str(artwork), "--out", str(tmp_path), *FEW, *words]) == 1
+    assert main(["var-device", "--data", str(discs), "--out", str(tmp_path), *FEW, *words]) == 1

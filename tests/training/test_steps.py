@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
 from cloud_server.server import Settings, running
 from device_client import step_policy
@@ -22,10 +20,10 @@ from shared.models.by_step import load_step_cloud, load_step_package
 from shared.models.checkpoint import digest
 from shared.models.families.dit import DiTModel
 from shared.models.families.dit_device import NOBODY, StepCompanion, cut_steps
+from tests.training.test_scales import same_after
 from training.cli import main
 from training.masked_data import KL
 from training.presets import FIRST
-from training.runs import Trainer
 from training.step_base import StepBaseRun, StepBaseTrainer
 from training.step_calibrate import GATES
 from training.step_data import CHUNK, Latents, dit_shape
@@ -36,27 +34,12 @@ SPACING = "ddim5"
 
 
 @pytest.fixture(scope="module")
-def artwork(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One disc a class, in one style."""
-    folder = tmp_path_factory.mktemp("discs")
-    (folder / "flat").mkdir()
-    rows = []
-    for number, name in enumerate(FIRST):
-        image = Image.new("RGBA", (128, 128))
-        ImageDraw.Draw(image).ellipse((16, 16, 112, 112), fill=(6 * number, 250 - 6 * number, 128, 255))
-        image.save(folder / "flat" / f"{number}.png")
-        rows.append({"key": f"flat/{number}", "split": "train", "name": name, "style": "flat"})
-    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runs(artwork: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A large model, and its companion with tables."""
     home = tmp_path_factory.mktemp("runs")
     few = ["--steps", "2", "--batch", "2", "--checkpoint-every", "2", "--threads", "1"]
-    assert main(["mar-vae", "--data", str(artwork), "--out", str(home / "vae"), *few]) == 0
-    base = ["dit-base", "--data", str(artwork), "--vae", str(home / "vae/vae"), "--pool", "8"]
+    assert main(["mar-vae", "--data", str(discs), "--out", str(home / "vae"), *few]) == 0
+    base = ["dit-base", "--data", str(discs), "--vae", str(home / "vae/vae"), "--pool", "8"]
     assert main([*base, "--out", str(home / "base"), *few]) == 0
     words = ["dit-device", "--base", str(home / "base"), "--out", str(home / "device")]
     extra = ["--images", "6", "--spacing", SPACING, "--calibration-images", "1"]
@@ -88,23 +71,9 @@ async def over_a_wire(home: str, request: StepRequest, threshold: float) -> Deno
         return [step async for step in denoise(package, request, policy, link)][-1]
 
 
-def same_after(first: Trainer, whole: Trainer) -> bool:
-    """Whether a step, a checkpoint and another step are two steps."""
-    first.advance()
-    first.save()
-    for _ in range(2):
-        whole.advance()
-    restored = type(first)(first.run)  # type: ignore[attr-defined, call-arg]
-    restored.advance()
-    pairs = zip(
-        restored.learner.average.values.values(), whole.learner.average.values.values(), strict=True
-    )
-    return all(torch.equal(mine, theirs) for mine, theirs in pairs)
-
-
-def test_runs_resume_to_the_bit(artwork: Path, runs: Path, tmp_path: Path) -> None:
+def test_runs_resume_to_the_bit(discs: Path, runs: Path, tmp_path: Path) -> None:
     bases = [
-        StepBaseTrainer(StepBaseRun(artwork, runs / "vae/vae", tmp_path / name, steps=6, batch=2, pool=8))
+        StepBaseTrainer(StepBaseRun(discs, runs / "vae/vae", tmp_path / name, steps=6, batch=2, pool=8))
         for name in ("base", "base2")
     ]
     assert same_after(*bases)
@@ -137,8 +106,8 @@ def test_paths_are_the_clouds_own_or_mixed() -> None:
     assert torch.equal(anchor.eps[1], own.eps[2, 2].float())
 
 
-def test_latents_lead_back_to_pictures(artwork: Path, runs: Path) -> None:
-    latents, again = (Latents(artwork, runs / "vae/vae", 0, 8) for _ in range(2))
+def test_latents_lead_back_to_pictures(discs: Path, runs: Path) -> None:
+    latents, again = (Latents(discs, runs / "vae/vae", 0, 8) for _ in range(2))
     batch, same = latents.batch(3, 4), again.batch(3, 4)
     assert torch.equal(batch.state, same.state) and torch.equal(batch.labels_B, same.labels_B)
     batch = latents.pictures.batch(0, CHUNK)  # what a pool of eight was cut from
