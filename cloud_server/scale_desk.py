@@ -11,16 +11,15 @@ from cloud_server.checks import check_ids
 from cloud_server.memory import Need, shapes
 from cloud_server.pass_desk import ROWS, PassSeat
 from cloud_server.scale_engine import ScaleEngine, ScaleSession
-from shared.config import from_dict
 from shared.errors import InvalidDraft
 from shared.messages import Draft, Opened, Verdict
-from shared.models.checkpoint import WEIGHTS, read_config
-from shared.models.families.var import VARConfig
+from shared.models.by_scale import load_scale_shape
+from shared.models.checkpoint import WEIGHTS
 
 
 def need(folder: Path) -> Need:
     """What serving the model folder takes, in fp32 on the CPU. Raises ModelUnavailable."""
-    config = from_dict(VARConfig, read_config(folder / "cloud", "cloud")["model"])
+    config = load_scale_shape(folder / "cloud")
     files = (folder / "cloud" / WEIGHTS, folder / "vae" / WEIGHTS)
     weights = 4 * sum(prod(shape) for file in files for _, shape in shapes(file))
     cache = ROWS * 2 * config.depth * config.tokens * config.dim * 4

@@ -21,6 +21,7 @@ from pydantic_settings import (
 from shared.config import wrong_values
 from shared.errors import CiarError, ModelMismatch
 from shared.models.zoo import load_cloud, load_device_package
+from training.adopt import Adoption, adopt
 from training.artwork import make_artwork
 from training.base import BaseRun
 from training.clones import CLONES
@@ -180,10 +181,24 @@ class Cutting(BaseModel):
         print(f"{self.model}: device {written}{hint}")
 
 
+class Adopting(BaseModel):
+    """Make a smaller published VAR or MAR the device of a converted one, without training."""
+
+    model: CliPositionalArg[Path] = Field(description="model folder with cloud/ and vae/; device/ is written")
+    source: CliPositionalArg[Path] = Field(description="weights of the smaller model, as published")
+    heads: int | None = Field(None, description="its attention heads, if its width was never published", gt=0)
+    images: int = Field(0, description="of a VAR: pictures the cloud draws to calibrate the gates", ge=0)
+    threads: int = Field(1, description="torch threads", gt=0)
+
+    def run(self) -> None:
+        """Adopt, calibrate, print the digest."""
+        print(f"{self.model}: device {adopt(Adoption(**self.model_dump(exclude={'threads'})))}")
+
+
 class TrainApp(BaseSettings):
     """Train the models of CIAR (artwork, tokenizer, base, device, gate, bridge, ablate, critic, bundle;
-    var-tokenizer, var-base, var-device; dit-base, dit-device; mar-vae, mar-base, mar-device), or convert
-    published ones.
+    var-tokenizer, var-base, var-device; dit-base, dit-device; mar-vae, mar-base, mar-device), or take
+    published ones (convert, cut, adopt).
 
     Example: ciar-train tokenizer --data artwork --out runs/tokenizer
     """
@@ -202,6 +217,7 @@ class TrainApp(BaseSettings):
     bundle: CliSubCommand[Bundle]
     convert: CliSubCommand[Convert]
     cut: CliSubCommand[Cutting]
+    adopt: CliSubCommand[Adopting]
     var_tokenizer: CliSubCommand[VarTokenizer]
     var_base: CliSubCommand[VarBase]
     var_device: CliSubCommand[VarDevice]
@@ -222,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     trained = Tokenizer | Base | Device | Gate | Bridge | Critic
     others = VarTokenizer | VarBase | VarDevice | DitBase | DitDevice | MarVae | MarBase | MarDevice
-    assert isinstance(verb, trained | others | Artwork | Bundle | Convert | Cutting)
+    assert isinstance(verb, trained | others | Artwork | Bundle | Convert | Cutting | Adopting)
     if not isinstance(verb, Artwork):
         torch.set_num_threads(verb.threads)
     try:

@@ -86,10 +86,16 @@ def save_masked_device(
     folder: Path, model: MARModel, cloud_digest: str, labels: Sequence[str], clip: float = 0.0
 ) -> str:
     """Write a device model; its digest."""
-    described = {"family": MARModel.family, "model": to_dict(model.config), "labels": list(labels)}
-    companion = {"cloud_digest": cloud_digest, "clip": clip}
-    config: dict[str, Any] = {"kind": "device", **described, "companion": companion}
+    config = describe_masked_device(model.config, cloud_digest, labels, clip)
     return save_folder(folder, config, model.state_dict(), torch.float16)
+
+
+def describe_masked_device(
+    config: MARConfig, cloud_digest: str, labels: Sequence[str], clip: float = 0.0
+) -> dict[str, Any]:
+    """What `load_masked_device` needs, in JSON."""
+    described = {"family": MARModel.family, "model": to_dict(config), "labels": list(labels)}
+    return {"kind": "device", **described, "companion": {"cloud_digest": cloud_digest, "clip": clip}}
 
 
 def load_masked_device(folder: Path) -> tuple[MARModel, dict[str, Any]]:

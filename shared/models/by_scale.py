@@ -142,6 +142,11 @@ def load_scale_cloud(name: str, models: Path) -> ScaleCloud:
     return ScaleCloud(folder.resolve().name, digest(home), model, quantizer, _labels(home, "cloud"))
 
 
+def load_scale_shape(folder: Path) -> VARConfig:
+    """The shape of a cloud model; no weights are read. Raises ModelUnavailable."""
+    return from_dict(VARConfig, read_config(folder, "cloud")["model"])
+
+
 def load_quantizer(folder: Path) -> ScaleQuantizer:
     """Codebook and filters of VAR's tokenizer; nothing else of the file is read."""
     config = read_config(folder, "scale-vq")
@@ -155,9 +160,14 @@ def load_quantizer(folder: Path) -> ScaleQuantizer:
 
 def save_scale_device(folder: Path, model: ScaleDevice, labels: Sequence[str]) -> str:
     """Write a device model; its digest."""
-    described = {"family": VARModel.family, "model": to_dict(model.base.config), "labels": list(labels)}
-    config: dict[str, Any] = {"kind": "device", **described, "companion": to_dict(model.companion)}
+    config = describe_scale_device(model.base.config, model.companion, labels)
     return save_folder(folder, config, model.state_dict(), torch.float16)
+
+
+def describe_scale_device(config: VARConfig, companion: Companion, labels: Sequence[str]) -> dict[str, Any]:
+    """What `load_scale_device` needs, in JSON."""
+    described = {"family": VARModel.family, "model": to_dict(config), "labels": list(labels)}
+    return {"kind": "device", **described, "companion": to_dict(companion)}
 
 
 def load_scale_device(folder: Path) -> ScaleDevice:
