@@ -26,15 +26,17 @@ MEGABYTE = 2**20
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair: its command, and the mode that draws the cloud's own picture by messages."""
+    """A pair: its command, its default mode, and the flags that draw the cloud's own picture by messages."""
 
     name: str
     main: Callable[[Sequence[str]], int]
+    mode: str
     exact: tuple[str, ...]
 
 
 PAIRS = (
-    Pair("emoji-var", scales.main, ("--mode", "exact")),
+    Pair("emoji-var", scales.main, "ciar", ("--mode", "exact")),
+    Pair("emoji-mar", masked.main, "cspd", ("--tolerance", "0")),
 )
 
 
@@ -64,7 +66,7 @@ def test_a_red_apple_is_red(served: tuple[Pair, str], tmp_path: Path) -> None:
     """By the means of the red and the green channel inside the picture; white around it."""
     pair, target = served
     image, told = drawn(pair, target, tmp_path / "a.png")
-    assert told["mode"] == "ciar" and told["counters"]["cloud_forwards"] > 0
+    assert told["mode"] == pair.mode and told["counters"]["cloud_forwards"] > 0
     middle = image[20:44, 20:44].astype(float)
     assert middle[..., 0].mean() > middle[..., 1].mean() + 60
     assert image[:2].mean() > 235
@@ -81,9 +83,10 @@ def test_it_is_small_and_says_whose_artwork_it_saw(pair: Pair) -> None:
     ("main", "model", "right"),
     [
         (scales.main, "emoji", "device-client"),
+        (scales.main, "emoji-mar", "ciar-masked"),
         (steps.main, "emoji-var", "ciar-scales"),
         (masked.main, "emoji-var", "ciar-scales"),
-        (device.main, "emoji-var", "ciar-scales"),
+        (device.main, "emoji-mar", "ciar-masked"),
     ],
 )
 def test_the_wrong_command_names_the_right_one(

@@ -28,7 +28,7 @@ PROGRAM = "ciar-masked"
 ABOUT = """Draw one picture of a model of continuous tokens. Modes: cspd keeps the device's tokens where they
 are near the cloud's own, exact has the law of the cloud alone, cloud-only with as few --steps is the rival.
 
-  ciar-masked --model runs/mar --prompt "a cat" --server host:50051 --steps 16 --tolerance 0.265"""
+  ciar-masked --prompt "a cat" --server host:50051 --steps 16 --tolerance 0.265"""
 PACE = 4  # tokens for each step, where --steps is not given
 
 
@@ -36,6 +36,7 @@ class MaskedDraw(PictureOptions):
     """The command line."""
 
     model_config = SettingsConfigDict(cli_prog_name=PROGRAM, json_schema_extra={"description": ABOUT})
+    model: str = Field("emoji-mar", description="model name or folder")
     mode: str = Field("cspd", description=f"one of {', '.join(MASKED_MODES)}")
     steps: int | None = Field(None, ge=1, description="windows: what the cloud alone would take")
     tolerance: float = Field(TOLERANCE, ge=0, description="of cspd: how far tokens may be from the cloud's")
