@@ -37,6 +37,7 @@ class Pair:
 PAIRS = (
     Pair("emoji-var", scales.main, "ciar", ("--mode", "exact")),
     Pair("emoji-mar", masked.main, "cspd", ("--tolerance", "0")),
+    Pair("emoji-dit", steps.main, "ciar", ("--mode", "exact")),
 )
 
 
@@ -84,8 +85,8 @@ def test_it_is_small_and_says_whose_artwork_it_saw(pair: Pair) -> None:
     [
         (scales.main, "emoji", "device-client"),
         (scales.main, "emoji-mar", "ciar-masked"),
+        (masked.main, "emoji-dit", "ciar-diffusion"),
         (steps.main, "emoji-var", "ciar-scales"),
-        (masked.main, "emoji-var", "ciar-scales"),
         (device.main, "emoji-mar", "ciar-masked"),
     ],
 )

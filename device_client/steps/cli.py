@@ -25,13 +25,14 @@ ABOUT = """Draw one picture of a model that denoises step by step. Modes: ciar a
 of what the device predicts grows too large, exact asks at every step, ddim and reuse are what --calls calls
 of the cloud give without a model on the device.
 
-  ciar-diffusion --model runs/dit --prompt "a cat" --server host:50051 --cloud-budget 0.2"""
+  ciar-diffusion --prompt "a cat" --server host:50051 --cloud-budget 0.2"""
 
 
 class StepDraw(PictureOptions):
     """The command line."""
 
     model_config = SettingsConfigDict(cli_prog_name=PROGRAM, json_schema_extra={"description": ABOUT})
+    model: str = Field("emoji-dit", description="model name or folder")
     mode: str = Field("ciar", description=f"one of {', '.join(STEP_MODES)}")
     steps: str = Field("ddim50", description="denoising steps: ddim50 as DDIM spaces them, 50 evenly")
     sampler: str = Field("ddim", description=f"one of {', '.join(SAMPLERS)}")
