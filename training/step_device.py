@@ -181,8 +181,7 @@ class StepDeviceTrainer(ModelTrainer[StepDeviceRun, Pair]):
         worst_B = len(eps) * (loss.alpha * (error_B / reused_B).detach()).softmax(0)
         off = (guess.eps - eps).abs().detach() - guess.radius
         quantile_B = torch.maximum(loss.coverage * off, (loss.coverage - 1) * off).mean((1, 2, 3))
-        scale_B = reused_B.sqrt()
-        return (worst_B * error_B / scale_B).mean(), (quantile_B / scale_B).mean()
+        return (worst_B * error_B / reused_B).mean(), (quantile_B / reused_B.sqrt()).mean()
 
     def _walk(self, kind: int, mix: Mix | None) -> Paths:
         """Paths of a kind: 0 the cloud's own, 1 mixed; no two kinds share seeds. Drawn once a run."""

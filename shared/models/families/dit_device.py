@@ -2,7 +2,8 @@
 
 The change is added to where the line through the cloud's last two outputs leads, or to the last one where
 there is no other, and the output layer begins as zero: an untrained device extrapolates. The Inter-Head's
-radius says how far off the centre may be. Beside the latent it is shown that line and the cloud's last hidden
+radius says how far off the centre may be. Both are counted in how far the line has led: where it led nowhere
+yet there is little to mend, and a device that is never quite right must not mend more. Beside the latent it is shown that line and the cloud's last hidden
 state, projected. Without a cloud both are zero.
 
 Shapes: B rows, C channels, H the side of the latent, N patches, D width, F features a patch.
@@ -76,12 +77,15 @@ class StepDevice(nn.Module):
         for block in base.blocks:
             x_BTD = block(x_BTD, c_BD)
         normed_BTD = base.final_layer.normed(x_BTD, c_BD)
-        change = unpatched(base.final_layer.linear(normed_BTD).float(), config)
-        radius = unpatched(self.inter_head(normed_BTD), config)
-        spread = change[:, config.channels :] if config.learned_spread else None
+        led_B = (begun - anchor.eps).square().mean((1, 2, 3), keepdim=True).sqrt()
+        unit_B = torch.where(led_B > 0, led_B, 1.0)
+        out = unpatched(base.final_layer.linear(normed_BTD).float(), config)
+        change = unit_B * out[:, : config.channels]
+        radius = unit_B * unpatched(self.inter_head(normed_BTD), config)
+        spread = out[:, config.channels :] if config.learned_spread else None
         if spread is not None and anchor.spread is not None:
             spread = spread + anchor.spread
-        return Guess(begun + change[:, : config.channels], radius, anchor.eps, spread)
+        return Guess(begun + change, radius, anchor.eps, spread)
 
     def nobody(self, rows: int) -> Anchor:
         """What a device without a cloud begins from."""
