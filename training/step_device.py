@@ -1,8 +1,9 @@
 """`ciar-train dit-device`: the one-block companion of a large DiT, distilled on the cloud's own paths.
 
 It learns how far the guided noise leaves the line through the cloud's last two outputs, and how far off that
-guess may be. First on paths of the cloud alone, then also on mixed ones. The errors of a batch are weighed
-towards the worst, each against what the line would have cost there: Inter-DRO in units of a noise.
+guess may be. First on paths of the cloud alone, then also on mixed ones, drawn with the device as it is by
+then. The errors of a batch are counted in what the line would have cost there and weighed towards the worst:
+Inter-DRO.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from training.step_calibrate import calibrate
 from training.step_paths import Mix, Paths, components, walk
 from training.trainer import ModelTrainer
 
+MIXED = 2  # times that mixed paths are drawn
 HELD = 4  # images of every path file that are measured on, not trained on
 GAPS = (1, 2, 4, 8)  # at which they are measured
 
@@ -111,21 +113,18 @@ class StepDeviceTrainer(ModelTrainer[StepDeviceRun, Pair]):
         calibrate(home, run.spacing, run.guidance, run.calibration_images)
 
     def advance(self) -> dict[str, float]:
-        """One optimiser step; from half of the run on, half of the batches are from mixed paths."""
+        """One optimiser step; mixed paths join those of the cloud alone after equal parts of the run."""
         run, step = self.run, self.learner.step
-        if step >= run.steps // 2 and len(self.paths) == 1:
+        while len(self.paths) <= min(MIXED, step * (MIXED + 1) // run.steps):
             averaged = self.averaged_model()
             mix = Mix(averaged.device, averaged.projection.detach(), run.max_gap)
-            self.paths.append(self._walk(1, mix))
+            self.paths.append(self._walk(len(self.paths), mix))
         self.learner.set_rates(falling((run.matrix_rate, run.rate), step, run.steps))
         paths = self.paths[step % len(self.paths)]
         rng = keyed_generator(run.seed + 3, step)
         image = torch.from_numpy(rng.integers(0, len(paths) - HELD, run.batch))
         place = torch.from_numpy(rng.integers(1, len(self.process), run.batch))
-        gap = torch.from_numpy(rng.integers(1, run.max_gap + 1, run.batch))
-        anchor = (place - gap).clamp(min=0)
-        earlier = (anchor - torch.from_numpy(rng.integers(1, run.max_gap + 1, run.batch))).clamp(min=0)
-        earlier[anchor == 0] = -1
+        anchor, earlier = paths.asked(image, place, rng, run.max_gap)
         nobody = torch.from_numpy(rng.random(run.batch) < run.alone)
         anchor[nobody] = earlier[nobody] = -1
         with torch.autocast("cpu", torch.bfloat16):
@@ -135,17 +134,17 @@ class StepDeviceTrainer(ModelTrainer[StepDeviceRun, Pair]):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """On held-back images, by gap: the mean square error of the device and of the line, as shares of what
-        repeating the cloud's noise costs, and the share of places that the interval holds."""
-        pair, figures = self.averaged_model(), {}
-        image = torch.arange(len(self.paths[-1]) - HELD, len(self.paths[-1]))
+        """On held-back images of the cloud's own, by gap: mean square error of the device and of the line, as
+        shares of what repeating the cloud's noise costs, and the share of places that the interval holds."""
+        pair, figures, paths = self.averaged_model(), {}, self.paths[0]
+        image = torch.arange(len(paths) - HELD, len(paths))
         first = min(max(GAPS), len(self.process) - 1)
         places = torch.arange(first, len(self.process), 5)
         image_B, place_B = image.repeat_interleave(len(places)), places.repeat(HELD)
         for gap in (gap for gap in GAPS if gap <= first):
             asked_2B = torch.stack([place_B - gap, place_B - 2 * gap])
             asked_2B[1, asked_2B[1] < 0] = -1
-            guess, eps, anchor = self._guess(pair, self.paths[-1], image_B, place_B, asked_2B)
+            guess, eps, anchor = self._guess(pair, paths, image_B, place_B, asked_2B)
             assert anchor.line is not None, "every anchor of a path has one"
             reused = (anchor.eps - eps).square().mean()
             for name, found in (("error", guess.eps), ("line", anchor.line)):
@@ -184,7 +183,7 @@ class StepDeviceTrainer(ModelTrainer[StepDeviceRun, Pair]):
         return (worst_B * error_B / reused_B).mean(), (quantile_B / reused_B.sqrt()).mean()
 
     def _walk(self, kind: int, mix: Mix | None) -> Paths:
-        """Paths of a kind: 0 the cloud's own, 1 mixed; no two kinds share seeds. Drawn once a run."""
+        """Paths of a kind: 0 the cloud's own, else mixed; no two kinds share seeds. Drawn once a run."""
         file = self.run.out / f"paths-{kind}.safetensors"
         if not file.exists():
             first = 10_000 * (kind + 1) + 1000 * self.run.seed

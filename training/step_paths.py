@@ -1,7 +1,8 @@
 """Paths of the large DiT from noise to a latent, as its small companion sees them: what it said at each step.
 
-On a path of the cloud's own every step is taken with its noise; on a mixed one, most steps with what the
-device guessed, so that it meets the states it leads to. The cloud looks at every state in either case.
+On a path of the cloud's own every step is taken with its noise; on a mixed one the cloud is asked at equal
+distances, and the steps between are taken with what the device guessed, so that it meets the states it leads
+to. The cloud looks at every state in either case, for it is what there is to learn.
 
 Shapes: N images, T steps, C channels, H the side of the latent, P patches, D width, F features a patch.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,13 +29,14 @@ GUIDANCES = (1.5, 3.0)  # drawn between these
 @dataclass(frozen=True, eq=False)
 class Paths:
     """States and guided noises [N, T, C, H, H], last hidden states [N, T, P, D], all fp16; classes [N],
-    guidance [N]."""
+    guidance [N]; steps between two that the cloud was asked at [N], 1 on its own paths."""
 
     state: Tensor
     eps: Tensor
     hidden: Tensor
     label: Tensor
     guidance: Tensor
+    gap: Tensor
 
     def __len__(self) -> int:
         return len(self.label)
@@ -48,9 +51,25 @@ class Paths:
         return Anchor(original_B, eps, features)
 
 
+    def asked(
+        self, image_B: Tensor, place_B: Tensor, rng: np.random.Generator, furthest: int
+    ) -> tuple[Tensor, Tensor]:
+        """The last two steps [B] before a place that the cloud was asked at; -1: none. On its own paths those
+        may be any, `furthest` steps apart at most: there it was asked at all."""
+        drawn_2B = torch.from_numpy(rng.integers(1, furthest + 1, (2, len(place_B))))
+        gap_B = self.gap[image_B]
+        last_B = (place_B - drawn_2B[0]).clamp(min=0)
+        before_B = (last_B - drawn_2B[1]).clamp(min=0)
+        mixed_B = gap_B > 1
+        last_B = torch.where(mixed_B, (place_B - 1) // gap_B * gap_B, last_B)
+        before_B = torch.where(mixed_B, (last_B - gap_B).clamp(min=0), before_B)
+        return last_B, torch.where(last_B > 0, before_B, -1)
+
+
 @dataclass(frozen=True, eq=False)
 class Mix:
-    """A device on the way: its guesses stand but where the cloud is asked, after at most `max_gap` steps."""
+    """A device on the way: its guesses stand but where the cloud is asked, every `max_gap` steps at the
+    least."""
 
     device: StepDevice
     projection_DF: Tensor
@@ -85,15 +104,16 @@ def _chunk(cloud: DiTModel, process: Denoising, seeds: range, mix: Mix | None) -
         eps = said = out[:, : shape[0]]
         seen.append((state.half(), said.half(), hidden.half()))
         if mix is not None:
-            if anchor is None or rng.random() < 1 / gap:
+            if step % gap == 0:
                 anchor = Anchor(step_B, said, hidden @ mix.projection_DF)
                 known = [*known[-1:], (step, said)]
             else:
+                assert anchor is not None, "the first step is the cloud's"
                 if len(known) == 2:
                     anchor = replace(anchor, line=extrapolated(process, step, known[1], known[0]))
                 eps = mix.device(state, step_B, label_B, scale_B, anchor).eps
         state = process.back(step, state, eps, None, seeds.start)
-    return Paths(*_stacked(seen), label_B, scale_B)
+    return Paths(*_stacked(seen), label_B, scale_B, torch.full_like(label_B, gap))
 
 
 def _stacked(seen: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:

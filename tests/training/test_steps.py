@@ -22,13 +22,14 @@ from shared.models.families.dit import DiTModel
 from shared.models.families.dit_device import NOBODY, StepCompanion, cut_steps
 from tests.training.test_scales import same_after
 from training.cli import main
+from training.data import keyed_generator
 from training.masked_data import KL
 from training.presets import FIRST
 from training.step_base import StepBaseRun, StepBaseTrainer
 from training.step_calibrate import GATES
 from training.step_data import CHUNK, Latents, dit_shape
 from training.step_device import StepDeviceRun, StepDeviceTrainer
-from training.step_paths import Mix, walk
+from training.step_paths import Mix, Paths, walk
 
 SPACING = "ddim5"
 
@@ -104,6 +105,21 @@ def test_paths_are_the_clouds_own_or_mixed() -> None:
     anchor = own.anchor(image, step, torch.tensor([9, 8, 7, 6]), torch.ones(16, 3))
     assert anchor.step_B.tolist() == [NOBODY, 7] and not anchor.eps[0].any() and not anchor.features[0].any()
     assert torch.equal(anchor.eps[1], own.eps[2, 2].float())
+    assert own.gap.tolist() == [1, 1, 1] and set(mixed.gap.tolist()) <= {2, 3}
+
+
+def test_on_a_mixed_path_the_cloud_was_asked_where_it_was() -> None:
+    """On its own paths anywhere before."""
+    none = torch.zeros(2)
+    paths = Paths(none, none, none, none, none, torch.tensor([1, 3]))
+    place = torch.arange(1, 12)
+    last, before = paths.asked(torch.ones(11).long(), place, keyed_generator(0, 0), 4)
+    assert last.tolist() == [0, 0, 0, 3, 3, 3, 6, 6, 6, 9, 9]
+    assert before.tolist() == [-1, -1, -1, 0, 0, 0, 3, 3, 3, 6, 6]
+    last, before = paths.asked(torch.zeros(11).long(), place, keyed_generator(0, 0), 4)
+    assert ((last < place) & (last >= place - 4) & (last >= 0)).all()
+    assert len(set((place - last).tolist())) > 1
+    assert (((before < last) & (before >= last - 4)) | ((last == 0) & (before == -1))).all()
 
 
 def test_latents_lead_back_to_pictures(discs: Path, runs: Path) -> None:
