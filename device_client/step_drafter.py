@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from device_client.step_policy import StepPolicy
-from shared.decoding.denoising import Denoising, Guess, denoising, extrapolated
+from shared.decoding.denoising import Denoising, Guess, Hindsight, denoising, extrapolated
 from shared.errors import InvalidRequest, ModelMismatch
 from shared.messages import Latent, Output
 from shared.models.by_scale import label_of
@@ -50,6 +50,8 @@ class StepDrafter:
         self._label, self._scale = torch.tensor([label]), torch.tensor([request.guidance])
         self._anchor = package.model.nobody(1)
         self._said: list[tuple[int, Tensor]] = []  # steps and noises of the cloud, the last two
+        self._hindsight = Hindsight() if policy.hindsight else None
+        self._guessed: tuple[int, Tensor] | None = None  # the last step and its guess before it was mended
 
     def hear(self, step: int, output: Output) -> tuple[Tensor, Tensor | None]:
         """Take in what the cloud said of a step; its noise and spread [1, C, H, W]. Raises ModelMismatch for
@@ -69,11 +71,19 @@ class StepDrafter:
         original = torch.tensor([self.process.original(step)])
         self._anchor = Anchor(original, eps, features, known)
         self._said = [*self._said[-1:], (step, eps)]
+        if self._hindsight is not None:
+            guessed = self._guessed[1] if self._guessed is not None and self._guessed[0] == step else None
+            self._hindsight.heard(step, eps, guessed)
         return eps, spread
 
     @torch.inference_mode()
     def guess(self, step: int, state: Tensor) -> Guess:
         """What the cloud would say of a latent [1, C, H, W]."""
+        found = self._predicted(step, state)
+        self._guessed = step, found.eps
+        return replace(found, eps=self._hindsight.mended(step, found.eps)) if self._hindsight else found
+
+    def _predicted(self, step: int, state: Tensor) -> Guess:
         eps = self._anchor.eps
         if self._predictor != "reuse" and len(self._said) == 2:
             before, last = self._said

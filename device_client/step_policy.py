@@ -28,6 +28,7 @@ class StepPolicy:
     gate       a name in shared.decoding.denoising.SCORES: the estimate of a guess's error
     threshold  the cloud is asked before the risks since it was last asked add up to more than this
     max_gap    the cloud is asked at the latest after so many steps
+    hindsight  what the last guess was off by mends the next ones
     calls      not None: instead of all that, so many steps of the cloud at equal distances
     precision  of what travels, one of PRECISIONS
     """
@@ -38,6 +39,7 @@ class StepPolicy:
     gate: str = DEFAULT_GATE
     threshold: float = 0.0
     max_gap: int = DEFAULT_GAP
+    hindsight: bool = False
     calls: int | None = None
     precision: str = "fp16"
     use_cloud: bool = True
@@ -74,10 +76,17 @@ class StepPolicy:
 
 
 def ciar(
-    threshold: float, gate: str = DEFAULT_GATE, prefix: int = DEFAULT_PREFIX, max_gap: int = DEFAULT_GAP
+    threshold: float,
+    gate: str = DEFAULT_GATE,
+    prefix: int = DEFAULT_PREFIX,
+    max_gap: int = DEFAULT_GAP,
+    *,
+    hindsight: bool = True,
 ) -> StepPolicy:
     """The device predicts how the cloud's noise changes; it asks before its risks exceed the threshold."""
-    return StepPolicy("ciar", prefix, gate=gate, threshold=threshold, max_gap=max_gap)
+    return StepPolicy(
+        "ciar", prefix, gate=gate, threshold=threshold, max_gap=max_gap, hindsight=hindsight
+    )
 
 
 def exact() -> StepPolicy:

@@ -97,12 +97,15 @@ def rivals(calls: int, request: StepRequest) -> list[Row]:
     the device at equal distances, so that only when it asks differs from CIAR."""
     spacing = ddim_spacing(calls)
     few = step_policy.cloud_only(len(replace(request, spacing=spacing).process), "ddim")
-    even = replace(step_policy.rival("reuse", calls), mode="ciar", predictor="device")
+    line = step_policy.rival("extrapolate", calls)
+    even = replace(line, mode="ciar", predictor="device", hindsight=True)
     return [
         Row(f"DDIM, {calls} calls", few, spacing),
         Row(f"reuse, {calls} calls", step_policy.rival("reuse", calls), request.spacing),
-        Row(f"extrapolate, {calls} calls", step_policy.rival("extrapolate", calls), request.spacing),
+        Row(f"extrapolate, {calls} calls", line, request.spacing),
+        Row(f"extrapolate in hindsight, {calls} calls", replace(line, hindsight=True), request.spacing),
         Row(f"device evenly, {calls} calls", even, request.spacing),
+        Row(f"device without hindsight, {calls} calls", replace(even, hindsight=False), request.spacing),
     ]
 
 

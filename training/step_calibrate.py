@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.decoding.denoising import Denoising, denoising, due, extrapolated, risk
+from shared.decoding.denoising import Denoising, Hindsight, denoising, due, extrapolated, risk
 from shared.models.by_step import (
     BudgetTable,
     StepCloud,
@@ -47,15 +47,18 @@ class Rehearsal:
         state = process.start(seed, latent_shape(model.config))
         anchor, calls, owed, last, risks = model.nobody(1), 0, 0.0, 0, [0.0]
         said: list[tuple[int, Tensor]] = []  # steps and noises of the cloud, the last two
+        hindsight = Hindsight()
         for step in range(len(process)):
             original = torch.tensor([process.original(step)])
             line = extrapolated(process, step, said[1], said[0]) if len(said) == 2 else anchor.eps
             scale, shown = torch.tensor([self.guidance]), replace(anchor, line=line)
-            guess = model(state, original, label, scale, shown)
+            raw = model(state, original, label, scale, shown)
+            guess = replace(raw, eps=hindsight.mended(step, raw.eps))
             new = risk(process, gate, guess, seed, step)
             if step < PREFIX or due(step - last, max_gap, owed + new, threshold):
                 anchor, calls, owed, last = self._ask(state, original, label), calls + 1, 0.0, step
                 eps, said = anchor.eps, [*said[-1:], (step, anchor.eps)]
+                hindsight.heard(step, eps, raw.eps if step >= PREFIX else None)
             else:
                 owed, eps = owed + new, guess.eps
                 risks.append(new)

@@ -42,6 +42,7 @@ class StepDraw(PictureOptions):
     gate: str = Field(step_policy.DEFAULT_GATE, description=f"risk by one of {', '.join(SCORES)}")
     prefix: int = Field(step_policy.DEFAULT_PREFIX, ge=1, description="steps that the cloud takes first")
     max_gap: int = Field(step_policy.DEFAULT_GAP, ge=1, description="most steps of the device in a row")
+    hindsight: bool = Field(True, description="of ciar: what the last guess was off by mends the next ones")
     calls: int = Field(10, ge=2, description="of ddim, reuse and extrapolate: steps of the cloud")
     precision: str | None = Field(None, description="of what travels: fp16 or fp32; unset: of the mode")
 
@@ -76,7 +77,7 @@ class StepDraw(PictureOptions):
         threshold = self.threshold
         if threshold is None:
             threshold = threshold_of(package, self.gate, request, self.cloud_budget)
-        return step_policy.ciar(threshold, self.gate, self.prefix, self.max_gap)
+        return step_policy.ciar(threshold, self.gate, self.prefix, self.max_gap, hindsight=self.hindsight)
 
 
 def to_image(package: StepPackage, drawn: Denoised) -> Image.Image:

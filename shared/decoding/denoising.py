@@ -182,6 +182,28 @@ def extrapolated(
     return eps + (eps - eps_earlier) * min((here - there) / (there - further), FARTHEST)
 
 
+class Hindsight:
+    """What a guess was off by when the cloud last spoke, carried into the guesses that follow.
+
+    A small model errs the same way for long, and the more the farther it is from the cloud's last word. So
+    what it was off by after so many steps is what it will be off by after as many; half of it after half.
+    """
+
+    def __init__(self) -> None:
+        self._last, self._gap = 0, 1  # the cloud's last step, and how far behind the one before
+        self._off: Tensor | None = None
+
+    def heard(self, step: int, eps: Tensor, guess: Tensor | None) -> None:
+        """The cloud's noise at a step, and what the guess was there before it was mended; None: no guess."""
+        if guess is not None:
+            self._off, self._gap = eps - guess, step - self._last
+        self._last = step
+
+    def mended(self, step: int, guess: Tensor) -> Tensor:
+        """The guess of a step with what is known of its error."""
+        return guess if self._off is None else guess + self._off * ((step - self._last) / self._gap)
+
+
 def _noise(seed: int, key: int, shape: tuple[int, int, int], stream: int) -> Tensor:
     channels, height, width = shape
     if height * width > MAX_PLACES:

@@ -11,6 +11,7 @@ from shared.decoding.denoising import (
     MAX_PLACES,
     SCORES,
     Guess,
+    Hindsight,
     carried,
     ddim_spacing,
     denoising,
@@ -129,3 +130,16 @@ def test_refused_sizes() -> None:
         ddim_spacing(1)
     with pytest.raises(InvalidRequest, match=str(MAX_PLACES)):
         denoising("50", "ddim").start(1, (1, 257, 256))
+
+
+def test_an_error_that_grows_evenly_is_mended_in_hindsight() -> None:
+    """Between steps 2 and 6 guesses drift by 0.1 a step; from 6 on by the same, which is known then."""
+    truth, hindsight = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)), Hindsight()
+    drifted = {step: truth + 0.1 * (step - (2 if step <= 6 else 6)) for step in range(3, 12)}
+    hindsight.heard(2, truth, None)
+    assert torch.equal(hindsight.mended(5, drifted[5]), drifted[5])  # nobody knows of an error yet
+    hindsight.heard(6, truth, drifted[6])
+    for step in range(7, 12):
+        torch.testing.assert_close(hindsight.mended(step, drifted[step]), truth)
+    hindsight.heard(9, truth, drifted[9])  # 0.3 after three steps
+    torch.testing.assert_close(hindsight.mended(10, truth + 0.1), truth)

@@ -3,8 +3,8 @@
 The change is added to where the line through the cloud's last two outputs leads, or to the last one where
 there is no other, and the output layer begins as zero: an untrained device extrapolates. The Inter-Head's
 radius says how far off the centre may be. Both are counted in how far the line has led: where it led nowhere
-yet there is little to mend, and a device that is never quite right must not mend more. Beside the latent it is shown that line and the cloud's last hidden
-state, projected. Without a cloud both are zero.
+yet there is little to mend, and a device that is never quite right must not mend more. Beside the latent it
+is shown that line and the cloud's last hidden state, projected. Without a cloud both are zero.
 
 Shapes: B rows, C channels, H the side of the latent, N patches, D width, F features a patch.
 """
