@@ -13,7 +13,7 @@ from shared.errors import InvalidRequest
 STEP_MODES = ("ciar", "exact", "cloud-only", "device-only", "ddim", "reuse", "extrapolate")
 PREDICTORS = ("device", "reuse", "extrapolate")
 DEFAULT_GATE = "radius"
-DEFAULT_PREFIX = 2
+DEFAULT_PREFIX = 1  # all that a device is trained to begin from
 DEFAULT_GAP = 12
 
 

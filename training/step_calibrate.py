@@ -25,7 +25,7 @@ from shared.models.families.dit_device import Anchor
 
 GATES = ("interval", "radius", "change", "schedule")
 FIRST_SEED = 30_000  # nothing else is drawn with these
-PREFIX, MAX_GAP = 2, 12  # what the device's policy begins with
+PREFIX, MAX_GAP = 1, 12  # what the device's policy begins with
 MULTIPLES = (0.0, 0.7, 1.5, 2.5, 4.0, 6.0, 9.0, 14.0)  # of the mean risk of a step
 _UNIT_GAP = 5  # between two steps of the cloud, where that mean is taken
 

@@ -33,7 +33,7 @@ SAMPLERS = ("ddim", "ddpm")
 PRECISIONS = ("fp16", "fp32")
 JUDGEMENT = "output"  # the acceptance of models by steps: the cloud's output stands
 MAX_PLACES = 2**16  # of a latent: more would share noise with the next step
-FARTHEST = 3.0
+FARTHEST = 3.0  # what is known of a change is followed so many times its length
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +186,8 @@ class Hindsight:
     """What a guess was off by when the cloud last spoke, carried into the guesses that follow.
 
     A small model errs the same way for long, and the more the farther it is from the cloud's last word. So
-    what it was off by after so many steps is what it will be off by after as many; half of it after half.
+    what it was off by after so many steps is what it will be off by after as many; half of it after half, and
+    FARTHEST times as much at most.
     """
 
     def __init__(self) -> None:
@@ -201,7 +202,9 @@ class Hindsight:
 
     def mended(self, step: int, guess: Tensor) -> Tensor:
         """The guess of a step with what is known of its error."""
-        return guess if self._off is None else guess + self._off * ((step - self._last) / self._gap)
+        if self._off is None:
+            return guess
+        return guess + self._off * min((step - self._last) / self._gap, FARTHEST)
 
 
 def _noise(seed: int, key: int, shape: tuple[int, int, int], stream: int) -> Tensor:
