@@ -63,6 +63,14 @@ def test_the_picture_of_every_message_is_the_clouds_own(served: tuple[Pair, str]
     assert told["model"] == pair.name and told["counters"]["rounds"] == 0
 
 
+def test_the_pair_together_draws_nearly_the_clouds_picture(served: tuple[Pair, str], tmp_path: Path) -> None:
+    """By the root of the mean square over all pixels; pictures of two things are 60 and more apart."""
+    pair, target = served
+    alone, _ = drawn(pair, target, tmp_path / "a.png", "--mode", "cloud-only")
+    ours, _ = drawn(pair, target, tmp_path / "b.png")
+    assert np.sqrt(np.square(alone.astype(float) - ours).mean()) < 25
+
+
 def test_a_red_apple_is_red(served: tuple[Pair, str], tmp_path: Path) -> None:
     """By the means of the red and the green channel inside the picture; white around it."""
     pair, target = served
