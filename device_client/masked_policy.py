@@ -13,6 +13,7 @@ from shared.errors import InvalidRequest
 MASKED_MODES = ("cspd", "exact", "published", "hand-over", "cloud-only", "device-only")
 DEFAULT_PREFIX = 2
 DEFAULT_WINDOW = 4
+DEFAULT_STRIDE = 4  # as many drafts stand as with 1, at a third of the passes
 WHOLE = 2**16  # a stride longer than any window
 
 
@@ -72,7 +73,7 @@ def cspd(
     tolerance: float = TOLERANCE,
     prefix: int = DEFAULT_PREFIX,
     drawing: Drawing = PLAIN,
-    stride: int = 1,
+    stride: int = DEFAULT_STRIDE,
 ) -> MaskedPolicy:
     """Tolerant aligned: every token within the stated mean distance of the cloud's own."""
     return MaskedPolicy("cspd", drawing.masking(steps, tolerance), prefix=prefix, stride=stride)

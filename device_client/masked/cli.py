@@ -41,7 +41,9 @@ class MaskedDraw(PictureOptions):
     steps: int | None = Field(None, ge=1, description="windows: what the cloud alone would take")
     tolerance: float = Field(TOLERANCE, ge=0, description="of cspd: how far tokens may be from the cloud's")
     prefix: int = Field(masked_policy.DEFAULT_PREFIX, ge=0, description="windows that the cloud draws first")
-    stride: int = Field(1, ge=1, description="of cspd: tokens that the device drafts in one pass")
+    stride: int = Field(
+        masked_policy.DEFAULT_STRIDE, ge=1, description="of cspd: tokens that the device drafts in one pass"
+    )
     window: int = Field(masked_policy.DEFAULT_WINDOW, ge=1, le=16, description="of exact: tokens of a span")
     guidance: float = Field(2.0, description="strength of guidance")
     schedule: str = Field("linear", description=f"of guidance: one of {', '.join(SCHEDULES)}")

@@ -118,7 +118,7 @@ async def test_at_no_tolerance_it_is_the_clouds_own_image(server, cloud, package
 
 async def test_at_any_tolerance_it_is_the_devices_own_behind_the_prefix(server, cloud, package) -> None:
     for prefix in (0, 2):
-        loose = masked_policy.cspd(STEPS, float("inf"), prefix, SHORT)
+        loose = masked_policy.cspd(STEPS, float("inf"), prefix, SHORT, stride=1)
         progress = await over(server, package, loose)
         assert progress.counters.acceptance_rate == 1.0
         kept = await over(server, package, masked_policy.hand_over(STEPS, prefix, SHORT))
