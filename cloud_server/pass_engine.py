@@ -77,10 +77,10 @@ class PassEngine(ABC, Generic[SessionT]):
         InvalidRequest for what cannot be ordered, Overloaded when too many are open."""
         check_model(order, self.info)
         check_seed(order.seed)
-        session = self._begun(order)
         if len(self._open) >= self.max_sessions:
             why = f"all {self.max_sessions} sessions of this server are in use"
             raise Overloaded("the server has no free session", why, "try again shortly")
+        session = self._begun(order)
         self._open.add(session.name)
         return session
 
