@@ -90,7 +90,7 @@ class StepImage(Ledger):
             prompt=request.prompt,
             seed=request.seed,
             warp=Warp(guidance=request.guidance),
-            prefix_tokens=policy.prefix,
+            prefix_tokens=policy.opening,
             acceptance=JUDGEMENT,
             sampling=Sampling(request.sampler, request.spacing, policy.precision, self._drafter.projection),
         )
@@ -103,7 +103,7 @@ class StepImage(Ledger):
         """Take over the first steps. Raises ModelMismatch where the cloud took others."""
         if opened.image_tokens != self.size or opened.output is None:
             raise ModelMismatch(f"the cloud counts {opened.image_tokens} steps", f"expected {self.size}")
-        for step in range(self._policy.prefix - 1):
+        for step in range(self._policy.opening - 1):
             self._enter([self._process.original(step)], Source.PREFIX)
         self._take(opened.output, Source.PREFIX)
         self._count(cloud_forwards=opened.cloud_forwards, cloud_s=opened.cloud_s)

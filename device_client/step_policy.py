@@ -22,7 +22,7 @@ class StepPolicy:
     """One row of a table. Raises InvalidRequest naming the offending value and the allowed ones.
 
     mode       the name it goes by, one of STEP_MODES
-    prefix     steps that the cloud takes first
+    prefix     steps that the cloud takes first; where the device goes on from them it hears of each
     predictor  what stands where the cloud is not asked: the device's model, the cloud's last noise again, or
                the line through its last two
     gate       a name in shared.decoding.denoising.SCORES: the estimate of a guess's error
@@ -62,6 +62,11 @@ class StepPolicy:
             raise InvalidRequest(what, "allowed: device, 0")
 
     @property
+    def opening(self) -> int:
+        """Steps that the cloud takes when a session opens, of which the last one alone is heard of."""
+        return 1 if self.guesses else self.prefix
+
+    @property
     def guesses(self) -> bool:
         """Whether the device predicts anything: not where every step is the cloud's."""
         return self.gate != "always"
@@ -72,6 +77,8 @@ class StepPolicy:
             return self.use_cloud
         if self.calls is not None:
             return (step * self.calls) // steps != ((step - 1) * self.calls) // steps
+        if step < self.prefix:
+            return True
         return self.gate != "never" and due(gap, self.max_gap, owed, self.threshold)
 
 

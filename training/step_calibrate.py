@@ -58,7 +58,7 @@ class Rehearsal:
             if step < PREFIX or due(step - last, max_gap, owed + new, threshold):
                 anchor, calls, owed, last = self._ask(state, original, label), calls + 1, 0.0, step
                 eps, said = anchor.eps, [*said[-1:], (step, anchor.eps)]
-                hindsight.heard(step, eps, raw.eps if step >= PREFIX else None)
+                hindsight.heard(step, eps, raw.eps if step else None)
             else:
                 owed, eps = owed + new, guess.eps
                 risks.append(new)

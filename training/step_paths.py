@@ -50,7 +50,6 @@ class Paths:
         original_B = torch.where(known, original_T[place_B], torch.tensor(NOBODY))
         return Anchor(original_B, eps, features)
 
-
     def asked(
         self, image_B: Tensor, place_B: Tensor, rng: np.random.Generator, furthest: int
     ) -> tuple[Tensor, Tensor]:

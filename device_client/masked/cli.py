@@ -49,7 +49,7 @@ class MaskedDraw(PictureOptions):
     schedule: str = Field("linear", description=f"of guidance: one of {', '.join(SCHEDULES)}")
     temperature: float = Field(1.0, description="of the steps of the head; of cspd and the two sides alone")
     head_steps: int = Field(100, description="diffusion steps of a token")
-    clip: float | None = Field(None, ge=0, description="bound of the heads' idea of a token; 0: none")
+    clip: float | None = Field(None, ge=0, description="bound of a head's token; 0: none, unset: the model's")
 
     def policy(self, package: MaskedPackage) -> MaskedPolicy:
         """The policy of the mode; the bound is the model's own unless one is given. Raises InvalidRequest for

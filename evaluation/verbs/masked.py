@@ -22,7 +22,7 @@ class Masked(DistanceTable):
     steps: list[int] = Field([], description="of the cloud; unset: a quarter and an eighth of the tokens")
     tolerances: list[float] = Field(list(TOLERANCES), description="of cspd")
     head_steps: int = Field(100, description="diffusion steps of a token", gt=1)
-    clip: float | None = Field(None, description="bound of the heads' idea of a token; 0: none", ge=0)
+    clip: float | None = Field(None, description="bound of a head's token; 0: none, unset: the model's", ge=0)
     guidance: float = Field(2.0, description="strength of guidance")
 
     def run(self) -> None:

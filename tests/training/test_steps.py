@@ -14,6 +14,7 @@ from device_client import step_policy
 from device_client.link import CloudLink
 from device_client.step_drafter import StepRequest, threshold_of
 from device_client.step_loop import Denoised, denoise
+from device_client.step_policy import StepPolicy
 from shared.decoding.denoising import denoising
 from shared.errors import InvalidRequest
 from shared.models.by_step import load_step_cloud, load_step_package
@@ -26,7 +27,7 @@ from training.data import keyed_generator
 from training.masked_data import KL
 from training.presets import FIRST
 from training.step_base import StepBaseRun, StepBaseTrainer
-from training.step_calibrate import GATES
+from training.step_calibrate import GATES, MAX_GAP, PREFIX, Rehearsal
 from training.step_data import CHUNK, Latents, dit_shape
 from training.step_device import StepDeviceRun, StepDeviceTrainer
 from training.step_paths import Mix, Paths, walk
@@ -59,17 +60,33 @@ def test_what_is_exported_is_a_pair_that_draws(runs: Path) -> None:
         assert table.shares[0] == 1.0 and list(table.shares) == sorted(table.shares, reverse=True)
     request = StepRequest("a penguin", 1, spacing=SPACING)
     threshold = threshold_of(package, "interval", request, 0.8)
-    drawn = asyncio.run(over_a_wire(home, request, threshold))
+    policy = step_policy.ciar(threshold, "interval", prefix=1)
+    drawn = asyncio.run(over_a_wire(home, request, policy))
     assert drawn.progress.done and drawn.latent.isfinite().all()
     assert package.vae.pictures(drawn.latent).shape == (1, 64, 64, 3)
 
 
-async def over_a_wire(home: str, request: StepRequest, threshold: float) -> Denoised:
+async def over_a_wire(home: str, request: StepRequest, policy: StepPolicy) -> Denoised:
     """The last step of a picture of the pair."""
     package, cloud = load_step_package(home, Path()), load_step_cloud(home, Path())
-    policy = step_policy.ciar(threshold, "interval", prefix=1)
     async with running(cloud, Settings()) as server, CloudLink(f"127.0.0.1:{server.port}") as link:
         return [step async for step in denoise(package, request, policy, link)][-1]
+
+
+@pytest.mark.parametrize("gate", ["radius", "change"])
+def test_what_is_rehearsed_is_what_is_drawn(runs: Path, gate: str) -> None:
+    """The share of the cloud's steps that a threshold stands for, of an image that goes over the wire."""
+    home, process = str(runs / "device/model"), denoising("ddim20", "ddim")
+    package, cloud = load_step_package(home, Path()), load_step_cloud(home, Path())
+    rehearsal, shares = Rehearsal(cloud, package, process, 2.0), []
+    unit = rehearsal.share(gate, float("inf"), MAX_GAP, 3)[1]
+    for multiple in (0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0):  # risks of a pair that learnt nothing span decades
+        policy = step_policy.ciar(multiple * unit, gate, PREFIX, MAX_GAP)
+        request = StepRequest("3", 3, 2.0, "ddim20")
+        drawn = asyncio.run(over_a_wire(home, request, replace(policy, precision="fp32")))
+        shares.append(rehearsal.share(gate, multiple * unit, MAX_GAP, 3)[0])
+        assert drawn.progress.counters.cloud_forwards == round(20 * shares[-1])
+    assert shares == sorted(shares, reverse=True) and shares[0] == 1.0 and len(set(shares)) > 2
 
 
 def test_runs_resume_to_the_bit(discs: Path, runs: Path, tmp_path: Path) -> None:
