@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -14,8 +14,13 @@ from shared.models.critic import Critic
 
 HEAD = (
     "row", "calls", "rounds", "bytes up", "bytes down", "cloud ms", "device ms", "total ms", "latent error",
-    "pixel error", "PSNR dB", "critic",
+    "pixel error", "PSNR dB", "critic", "published: FID, speed-up",
 )  # fmt: skip
+# CIAR, table 10 (DiT-XL, ImageNet 256): speeds are ratios of steps, without network and decoder.
+PUBLISHED: Mapping[str, str] = {
+    "cloud-only": "2.27, 1.00", "DDIM, 25 calls": "3.18, 2.00", "DDIM, 20 calls": "3.81, 2.50",
+    "DDIM, 12 calls": "7.80, 4.17", "ciar": "2.32, 4.90",
+}  # fmt: skip
 _MOST_DB = 99.0
 
 
@@ -47,4 +52,10 @@ def _line(result: Result, base: Result, cell: str) -> tuple[str, ...]:
     times = [f"{1000 * result.median(name):.1f}" for name in ("cloud_s", "device_s", "total_s")]
     pixels = result.pixel_error(base)
     off = [f"{result.latent_error(base):.4f}", f"{pixels:.2f}", f"{psnr_db(pixels):.1f}"]
-    return (result.row.name, *counts, *times, *off, cell)
+    return (result.row.name, *counts, *times, *off, cell, _published(result))
+
+
+def _published(result: Result) -> str:
+    """Of CIAR beside its own gate."""
+    name = "ciar" if result.row.name.startswith("ciar, interval") else result.row.name
+    return PUBLISHED.get(name, "")
